@@ -1,0 +1,173 @@
+"""The parts of a run, built from its configuration, and the file that carries its weights."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from twoviews import backbones, device, optim, runs
+from twoviews.config import Config
+from twoviews.data.dataset import Dataset, load
+from twoviews.methods import METHODS
+from twoviews.methods.base import Method
+from twoviews.probes.embed import embed
+from twoviews.views import Views
+
+
+@dataclass
+class Parts:
+    """Everything that the loop and the read-outs need, built from one configuration."""
+
+    machine: device.Machine
+    dataset: Dataset
+    views: Views
+    method: Method
+    optimizer: torch.optim.Optimizer
+    images: Tensor  # (N, C, H, W) uint8 on the device: what the method trains on
+    labels: Tensor | None  # (N,) on the device, only for a method that uses them
+    steps_per_epoch: int
+    peak_rate: float
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return self.views.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return self.views.std
+
+    def embed(self, module: nn.Module, images: Tensor, name: str = "embed") -> Tensor:
+        """Features (N, D) of whole images by a frozen module of this run."""
+        return embed(
+            module,
+            images,
+            mean=self.mean,
+            std=self.std,
+            device=self.machine.device,
+            autocast=self.machine.autocast,
+            name=name,
+        )
+
+
+def build(cfg: Config) -> Parts:
+    """All parts of a run. Weights are a function of the seed.
+
+    Raises:
+        ValueError: if a value is out of range or the data cannot be had: before anything is written.
+    """
+    machine = device.choose(device=cfg.device, threads=cfg.threads, precision=cfg.precision, compile=cfg.compile)
+    dataset = load(cfg.dataset, cfg.data_dir)
+    images, labels = dataset.split(cfg.train_on)
+    if cfg.batch_size > len(images):
+        raise ValueError(f"batch_size={cfg.batch_size}: {dataset.title} has {len(images)} images in {cfg.train_on}: choose at most that")
+    views = build_views(cfg, dataset)
+    torch.manual_seed(cfg.seed)
+    method = build_method(cfg, dataset).to(machine.device, machine.dtype).to(memory_format=torch.channels_last)
+    if cfg.get("init"):
+        _load_weights(method.backbone, runs.find(cfg.init, Path(cfg.runs_dir)) / runs.BACKBONE)
+    peak = optim.resolve_learning_rate(cfg.learning_rate, cfg.base_learning_rate, cfg.batch_size)
+    if cfg.min_learning_rate > peak:
+        raise ValueError(f"min_learning_rate={cfg.min_learning_rate}: above the peak rate {peak:g}: choose at most that")
+    if cfg.warmup_epochs >= cfg.epochs and cfg.warmup_epochs > 0:
+        raise ValueError(f"warmup_epochs={cfg.warmup_epochs}: as long as the run ({cfg.epochs} epochs): choose less")
+    optimizer = optim.build(
+        method.param_groups(),
+        optimizer=cfg.optimizer,
+        momentum=cfg.momentum,
+        nesterov=cfg.nesterov,
+        weight_decay=cfg.weight_decay,
+        decay_norms=cfg.decay_norms,
+    )
+    return Parts(
+        machine=machine,
+        dataset=dataset,
+        views=views,
+        method=method,
+        optimizer=optimizer,
+        images=images.to(machine.device),
+        labels=labels.to(machine.device) if method.uses_labels else None,
+        steps_per_epoch=len(images) // cfg.batch_size,
+        peak_rate=peak,
+    )
+
+
+def build_views(cfg: Config, dataset: Dataset) -> Views:
+    """The recipe's views of this data set; two of the images' own size unless `view_sizes` says otherwise."""
+    channels, height, width = dataset.images.shape[1:]
+    keys = [name for name in inspect.signature(Views.__init__).parameters if name in cfg and name != "view_sizes"]
+    return Views(
+        image_shape=(channels, height, width),
+        view_sizes=cfg.view_sizes or (height, height),
+        mean=dataset.mean if cfg.normalize else (0.0,) * channels,
+        std=dataset.std if cfg.normalize else (1.0,) * channels,
+        **{name: cfg[name] for name in keys},
+    )
+
+
+def build_method(cfg: Config, dataset: Dataset) -> Method:
+    """The recipe's method around its backbone; the card gives each hyper-parameter that the constructor names."""
+    channels, height = dataset.images.shape[1:3]
+    backbone, embed_dim = backbones.build(cfg.backbone, in_channels=channels, image_size=height)
+    parts = {"backbone": backbone, "embed_dim": embed_dim, "num_classes": len(dataset.classes)}
+    wanted = [name for name in inspect.signature(METHODS[cfg.method].__init__).parameters if name != "self"]
+    return METHODS[cfg.method](**{name: parts[name] if name in parts else cfg[name] for name in wanted})
+
+
+def backbone_bytes(cfg: Config, parts: Parts) -> bytes:
+    """The backbone as a safetensors file that says how to build it: torchvision's key names, no prefix."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.method.backbone.state_dict().items()}
+    channels, height = parts.dataset.images.shape[1:3]
+    about = {
+        "backbone": cfg.backbone,
+        "in_channels": str(channels),
+        "image_size": str(height),
+        "mean": " ".join(f"{m:.6f}" for m in parts.mean),
+        "std": " ".join(f"{s:.6f}" for s in parts.std),
+        "recipe": cfg.recipe,
+        "dataset": parts.dataset.title,
+    }
+    return safetensors_bytes(tensors, metadata=about)
+
+
+def load_backbone(run: str | Path) -> nn.Module:
+    """The trained backbone of a run, frozen and in eval mode.
+
+    Args:
+        run: a run folder, or a `.safetensors` file of one. Images go in as (N, C, H, W) in [0, 1], less `module.mean` over
+            `module.std` (buffers of shape (C, 1, 1)).
+
+    Returns:
+        Module from (N, C, H, W) to h (N, embed_dim).
+
+    Raises:
+        ValueError: if there is no such file or it is not one of ours.
+    """
+    path = Path(run) / runs.BACKBONE if Path(run).is_dir() else Path(run)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file: a finished run has one")
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+    if "backbone" not in about:
+        raise ValueError(f"{path}: does not say which backbone it holds: not a file of TwoViews")
+    module, _ = backbones.build(about["backbone"], in_channels=int(about["in_channels"]), image_size=int(about["image_size"]))
+    _load_weights(module, path)
+    for name in ("mean", "std"):
+        module.register_buffer(name, torch.tensor([float(v) for v in about[name].split()]).view(-1, 1, 1), persistent=False)
+    return module.eval().requires_grad_(False)
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file: a finished run has one")
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: does not fit this backbone: {' '.join(str(error).split())[:200]}") from None

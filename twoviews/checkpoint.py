@@ -1,0 +1,107 @@
+"""Atomic files, and checkpoints that are either whole or refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MAGIC = b"TWOVIEWS-CHECKPOINT-1 "
+LAST, PREVIOUS = "checkpoint", "checkpoint.previous"
+
+
+def write_atomic(path: Path, payload: bytes) -> None:
+    """Write a file so that, whenever the power fails, either the old or the new one is there, whole.
+
+    Written beside, flushed to the disk, renamed over, and the folder flushed too.
+
+    Raises:
+        OSError: with the megabytes needed and free if the disk is full; the old file stays.
+    """
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        stat = os.statvfs(path.parent) if path.parent.is_dir() else None
+        free = f", {stat.f_bavail * stat.f_frsize / 2**20:.0f} MB free" if stat else ""
+        raise OSError(error.errno, f"{error.strerror}: {len(payload) / 2**20:.1f} MB needed{free}", str(path)) from None
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Keep `state` as the folder's last checkpoint, and the last one as the previous.
+
+    Args:
+        folder: the run folder.
+        state: tensors, numbers, texts, and dicts and lists of them.
+
+    Raises:
+        OSError: as `write_atomic`; the checkpoints that were there stay.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    last = folder / LAST
+    if last.exists():  # a second name for the same file first, so that at no instant `last` is missing
+        spare = folder / f"{PREVIOUS}.{os.getpid()}.tmp"
+        spare.unlink(missing_ok=True)
+        os.link(last, spare)
+        os.replace(spare, folder / PREVIOUS)
+    write_atomic(last, MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """One checkpoint file.
+
+    Raises:
+        ValueError: naming the file, if it is not one of ours, is damaged, or holds more than tensors and plain values.
+    """
+    blob = path.read_bytes()
+    head, _, payload = blob.partition(b"\n")
+    if not head.startswith(MAGIC):
+        raise ValueError(f"{path}: not a TwoViews checkpoint (it begins with {blob[:16]!r})")
+    if hashlib.sha256(payload).hexdigest().encode() != head[len(MAGIC) :]:
+        raise ValueError(f"{path}: damaged, its checksum does not hold ({len(blob)} bytes)")
+    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The folder's last checkpoint, or the previous one with a printed line if the last is damaged.
+
+    Raises:
+        ValueError: if neither can be read, with both reasons.
+    """
+    reasons = []
+    for name in (LAST, PREVIOUS):
+        try:
+            state = read(folder / name)
+        except (ValueError, OSError) as error:
+            reasons.append(str(error) if isinstance(error, ValueError) else f"{folder / name}: {error.strerror}")
+            continue
+        if reasons:
+            print(f"{reasons[0]}: going on from {PREVIOUS}")
+        return state
+    raise ValueError("; ".join(reasons))
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed save left behind. Call it only while holding the folder's lock."""
+    for path in folder.glob("*.tmp"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,80 @@
+"""argv to one command: `twoviews <verb> key=value ...`. Torch is imported inside the verbs, so that help and errors are quick."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from twoviews import config
+
+USAGE = """usage: twoviews <verb> key=value ...
+
+  twoviews pretrain recipe=fashion_thin             train an encoder without labels, then read it out
+  twoviews evaluate run=latest probes=fast          read out a finished run again
+  twoviews runs [best|compare]                      all runs; mean ± std over seeds
+  twoviews report run=latest                        write the run's report.html again
+  twoviews doctor                                   what this machine has and what TwoViews would choose
+
+  twoviews <verb> --help                            the keys of a verb
+  twoviews pretrain --cfg job                       the resolved configuration
+  twoviews pretrain seed=0,1,2 --multirun           several runs, one after another
+"""
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: words after the program's name; the process's own by default.
+
+    Returns:
+        Exit code: 0 done, 1 a failure while running, 2 a command line that cannot be run, 130 or 143 stopped by a signal.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    verb, words = words[0], words[1:]
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(f"twoviews {version('twoviews')}")
+        return 0
+    if verb not in config.VERBS:
+        near = difflib.get_close_matches(verb, config.VERBS, 1, cutoff=0.3)
+        return _fail(f"{verb}: no such verb{f': did you mean {near[0]}?' if near else ''} (twoviews --help lists them)", 2)
+    if verb == "runs" and words and words[0] in ("list", "best", "compare"):
+        words[0] = f"view={words[0]}"
+    debug = any(word in ("debug=true", "debug=True") for word in words)
+    try:
+        if any(word in ("--multirun", "-m", "--cfg", "-c", "--help", "-h") for word in words):
+            return config.with_hydra(verb, words, lambda cfg: _run(verb, cfg, debug))
+        cfg = config.load(verb, words)
+    except ValueError as error:
+        if debug:
+            raise
+        return _fail(str(error), 2)
+    return _run(verb, cfg, debug)
+
+
+def _run(verb: str, cfg: config.Config, debug: bool) -> int:
+    try:
+        return int(importlib.import_module(f"twoviews.commands.{verb}").run(cfg))
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except Exception as error:
+        if debug:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, ValueError | FileNotFoundError):
+            return _fail(message, 2)
+        return _fail(f"{type(error).__name__}: {message} (debug=true shows where)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"twoviews: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,145 @@
+"""`twoviews pretrain`: train an encoder, read it out, write the report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from twoviews import build, config, runs, train
+from twoviews.commands import evaluate, report
+from twoviews.config import Config
+from twoviews.methods import METHODS
+from twoviews.probes import protocols
+
+FREE_ON_RESUME = ("resume", "max_steps", "debug", "runs_dir")  # all else decides the numbers
+FROM_MANIFEST = (
+    "device",
+    "threads",
+    "precision",
+    "compile",
+)  # bit for bit holds on the same machine, used the same way
+
+
+def pretrain(recipe: str, **overrides: Any) -> Path:
+    """Train a recipe and read it out, as `twoviews pretrain recipe=... key=value` does.
+
+    Args:
+        recipe: a card in `conf/recipe`.
+        overrides: keys of the card and of the machine, such as `epochs=5, seed=1`.
+
+    Returns:
+        The run folder: `summary.json`, `report.html`, `backbone.safetensors` and the rest.
+
+    Raises:
+        ValueError: if a key or value is refused.
+        InterruptedError: if a signal stopped the run; `resume=` goes on from its checkpoint.
+    """
+    words = [
+        f"{key}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}" for key, value in overrides.items()
+    ]
+    cfg = config.load("pretrain", [f"recipe={recipe}", *words])
+    path, code = _pretrain(cfg)
+    if code:
+        raise InterruptedError(f"stopped by signal {code - 128}: pretrain({recipe!r}, resume={str(path)!r}) goes on")
+    return path
+
+
+def run(cfg: Config) -> int:
+    """The verb."""
+    return _pretrain(cfg)[1]
+
+
+def _pretrain(cfg: Config) -> tuple[Path, int]:
+    began = time.perf_counter()
+    probes = protocols.parse(cfg.probes)
+    if cfg.resume:
+        path = runs.find(cfg.resume, Path(cfg.runs_dir))
+        cfg = _resumed(cfg, path)
+        parts = build.build(cfg)
+        seen = runs.read_json(path, runs.MANIFEST).get("data_digest")
+        if seen != parts.dataset.digest:
+            raise ValueError(f"resume={path}: the data differ from the run's (digest {parts.dataset.digest[:12]}, then {str(seen)[:12]})")
+    else:
+        parts = build.build(cfg)  # before the folder: what is refused leaves nothing behind
+        name = f"{cfg.recipe}-{cfg.dataset}-{cfg.backbone}"
+        path = runs.create(Path(cfg.runs_dir), name, yaml.safe_dump(dict(cfg), sort_keys=False))
+    with runs.RunFolder(path) as folder:
+        if not cfg.resume:
+            folder.write(runs.MANIFEST, _manifest(cfg, parts))
+        _say_what_runs(cfg, parts, path)
+        code, trained = train.fit(cfg, parts, folder)
+        if code:
+            return path, code
+        folder.write(runs.BACKBONE, build.backbone_bytes(cfg, parts))
+        rows = evaluate.read_outs(cfg, parts, probes)
+        summary = {
+            "recipe": cfg.recipe,
+            "method": cfg.method,
+            "uses_labels": METHODS[cfg.method].uses_labels,
+            "dataset": parts.dataset.title,
+            "backbone": cfg.backbone,
+            "seed": cfg.seed,
+            "train_on": cfg.train_on,
+            "epochs": cfg.epochs,
+            "batch_size": cfg.batch_size,
+            "peak_learning_rate": parts.peak_rate,
+            "train": trained,
+            "readouts": rows,
+            "wall_seconds": round(time.perf_counter() - began, 1),
+        }
+        folder.write(runs.SUMMARY, summary)
+        print(evaluate.table(summary))
+        seconds = trained["seconds"]
+        print(f"\ntraining {seconds:.0f} s at {trained['views_per_s']:,.0f} views/s; everything {summary['wall_seconds']:.0f} s; {path}")
+        report.write(folder, parts)
+    return path, 0
+
+
+def _resumed(cfg: Config, path: Path) -> Config:
+    """The run's own configuration; what the command line says must not contradict it."""
+    stored = yaml.safe_load((path / runs.CONFIG).read_text(encoding="utf-8"))
+    changed = [
+        f"{key}: {stored.get(key)} in the run, {cfg[key]} asked"
+        for key in cfg.given
+        if key not in FREE_ON_RESUME and cfg[key] != stored.get(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"resume={path}: a resumed run keeps its recipe ({'; '.join(changed)}): start a new one from its weights with init={path}"
+        )
+    used = runs.read_json(path, runs.MANIFEST)
+    if not used:
+        raise ValueError(f"resume={path}: no {runs.MANIFEST}: the run stopped before its first step; start it again")
+    free = {key: cfg[key] for key in FREE_ON_RESUME if key in cfg.given or key == "resume"}
+    if "max_steps" not in cfg.given:
+        free["max_steps"] = None  # a run cut short by max_steps goes on to its end
+    return Config({**stored, **{key: used[key] for key in FROM_MANIFEST}, **free})
+
+
+def _manifest(cfg: Config, parts: build.Parts) -> dict[str, Any]:
+    machine = parts.machine
+    return runs.manifest(
+        machine=str(machine),
+        device=machine.device.type,
+        threads=machine.threads,
+        precision=machine.precision,
+        compile=machine.compile,
+        data=parts.dataset.title,
+        data_digest=parts.dataset.digest,
+        peak_learning_rate=parts.peak_rate,
+        seed=cfg.seed,
+    )
+
+
+def _say_what_runs(cfg: Config, parts: build.Parts, path: Path) -> None:
+    from twoviews.backbones import has_imagenet_stem
+
+    scaled = "" if cfg.learning_rate is not None else f" = {cfg.base_learning_rate:g} x {cfg.batch_size} / 256"
+    print(f"{cfg.method} on {parts.dataset.title}, {cfg.train_on} ({len(parts.images):,} images), {cfg.backbone}, seed {cfg.seed}")
+    print(f"{cfg.epochs} epochs of {parts.steps_per_epoch} steps, batch {cfg.batch_size}, learning rate {parts.peak_rate:g}{scaled}")
+    print(f"{parts.machine}; {path}")
+    if has_imagenet_stem(cfg.backbone, parts.images.shape[2]):
+        print(f"images of {parts.images.shape[2]} pixels: ImageNet stem (7x7 stride 2, max-pooling)")

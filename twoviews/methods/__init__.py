@@ -1,0 +1,12 @@
+"""Methods by name. Adding one is one file here, one recipe card, and one line in this dict."""
+
+from __future__ import annotations
+
+from twoviews.methods.base import Method
+from twoviews.methods.simclr import SimCLR
+from twoviews.methods.supervised import Supervised
+
+METHODS: dict[str, type[Method]] = {
+    "simclr": SimCLR,
+    "supervised": Supervised,
+}

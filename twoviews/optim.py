@@ -1,0 +1,92 @@
+"""Optimisers, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+def learning_rate(
+    step: int,
+    *,
+    steps: int,
+    steps_per_epoch: int,
+    peak: float,
+    floor: float,
+    warmup_epochs: float,
+    schedule: str,
+    unit: str,
+) -> float:
+    """Linear warm-up, then cosine from `peak` to `floor` (Loshchilov & Hutter 2017, eq. 5), or constant.
+
+    Args:
+        step: 0 <= step < steps: the optimiser step about to be taken.
+        steps, steps_per_epoch: length of the run and of an epoch in optimiser steps.
+        peak, floor: absolute learning rates, 0 <= floor <= peak. Nothing multiplies them again.
+        warmup_epochs: length of the warm-up; its first step takes peak / warm-up steps, never 0.
+        schedule: `cosine` or `constant`.
+        unit: `step`, or `epoch`: the rate changes at epoch borders only.
+
+    Returns:
+        The rate of this step.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+    if not 0 <= floor <= peak or schedule not in ("cosine", "constant") or unit not in ("step", "epoch"):
+        raise ValueError(
+            f"learning rate: expected 0 <= floor <= peak, cosine|constant, step|epoch, got {floor}, {peak}, {schedule}, {unit}"
+        )
+    warmup = round(warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule == "constant":
+        return peak
+    if unit == "epoch":
+        step = step // steps_per_epoch * steps_per_epoch
+    progress = max(0, step - warmup) / max(1, steps - warmup)
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def resolve_learning_rate(rate: float | None, base: float, batch_size: int) -> float:
+    """The peak rate: `rate` as it is, or where it is None `base` x batch / 256 (Goyal et al. 2017), scaled this once."""
+    return rate if rate is not None else base * batch_size / 256
+
+
+def build(
+    groups: Iterable[dict[str, Any]],
+    *,
+    optimizer: str,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    decay_norms: bool,
+) -> torch.optim.Optimizer:
+    """An optimiser over a method's parameter groups; the loop sets the rate of each step.
+
+    Args:
+        groups: dicts with `params` and, if the rate of the group must not follow the schedule, `constant_lr=True`.
+        optimizer: `sgd`.
+        momentum: in [0, 1).
+        nesterov: look-ahead momentum.
+        weight_decay: L2 coefficient, >= 0.
+        decay_norms: decay 1-D parameters (norms, biases) too, as the CIFAR recipes do.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+    if optimizer != "sgd":
+        raise ValueError(f"optimizer: expected sgd, got {optimizer!r}")
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        params = list(group["params"])
+        rest = {key: value for key, value in group.items() if key != "params"}
+        if decay_norms:
+            split.append({**rest, "params": params, "weight_decay": weight_decay})
+        else:
+            split.append({**rest, "params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay})
+            split.append({**rest, "params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0})
+    return torch.optim.SGD(split, lr=0.0, momentum=momentum, nesterov=nesterov, foreach=True)

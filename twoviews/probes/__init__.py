@@ -1,0 +1,1 @@
+"""Read-outs: features or a frozen backbone in, accuracies out."""

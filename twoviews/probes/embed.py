@@ -1,0 +1,72 @@
+"""Features of images by a frozen module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twoviews.progress import Progress
+
+CHUNK = 1000  # images a forward: bounded memory
+
+
+@torch.no_grad()
+def embed(
+    module: nn.Module,
+    images: Tensor,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    name: str = "embed",
+) -> Tensor:
+    """Features of whole images, no augmentation, with BatchNorm on its running statistics.
+
+    The module is put in eval mode and back; nothing in it changes (a test compares every parameter and buffer).
+
+    Args:
+        module: (N, C, H, W) to (N, D).
+        images: (N, C, H, W) uint8.
+        mean, std: the normalisation that the module was trained with.
+        device: where the module is.
+        autocast: makes the context of the forward.
+        name: for the progress bar.
+
+    Returns:
+        (N, D) float32 on the CPU.
+
+    Raises:
+        ValueError: if a feature is NaN or infinite.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    parameter = next(module.parameters(), None)
+    dtype = parameter.dtype if parameter is not None else torch.float32
+    shift = torch.tensor(mean, dtype=dtype, device=device).view(-1, 1, 1)
+    scale = torch.tensor(std, dtype=dtype, device=device).view(-1, 1, 1)
+    out = []
+    try:
+        with Progress(name, len(images), "images") as bar:
+            for chunk in torch.split(images, CHUNK):
+                x = ((chunk.to(device).to(dtype) / 255 - shift) / scale).contiguous(memory_format=torch.channels_last)
+                with autocast():
+                    h = module(x)
+                out.append(h.float().cpu())
+                bar.add(len(chunk))
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    features = torch.cat(out)
+    if not torch.isfinite(features).all():
+        raise ValueError(f"{name}: {int((~torch.isfinite(features)).any(1).sum())} of {len(features)} images have NaN or infinite features")
+    return features
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Raw pixels in [0, 1] as features: (N, C*H*W) float32."""
+    return images.flatten(1).float() / 255

@@ -1,0 +1,143 @@
+"""Progress for people: a bar on a terminal, a plain line every few seconds elsewhere; and the clock of a run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from statistics import median
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+PLAIN_EVERY = 15.0  # seconds between two plain lines: a job's log stays short
+
+
+class Progress:
+    """Counts units of work: `with Progress("decode", 50_000, "images") as bar: bar.add(100)`.
+
+    Args:
+        name: what is being done.
+        total: how many units.
+        unit: of what: its rate is shown as unit/s.
+        start: units done before (a resumed run); the rate leaves them out.
+        scale: the rate's units for one unit of work (one step is 512 views, say).
+    """
+
+    def __init__(self, name: str, total: int, unit: str, *, start: int = 0, scale: int = 1) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.done = self.start = start
+        self.scale = scale
+        self.began = self.said = time.monotonic()
+        self.note = ""
+        shape = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]{postfix}"
+        self.bar = tqdm(
+            total=total,
+            initial=start,
+            desc=name,
+            disable=None,
+            mininterval=0.3,
+            leave=False,
+            bar_format=shape,
+            file=sys.stderr,
+        )
+
+    def add(self, units: int = 1, note: str = "") -> None:
+        """Count `units`; `note` is shown behind the rate."""
+        self.done += units
+        self.note = note or self.note
+        if self.bar.disable:
+            if time.monotonic() - self.said >= PLAIN_EVERY:
+                self.said = time.monotonic()
+                left = (self.total - self.done) * (self.said - self.began) / max(1, self.done - self.start)
+                print(
+                    f"{self.name} {self.done}/{self.total}, {self.rate():,.0f} {self.unit}/s, {left:.0f} s left {self.note}".rstrip(),
+                    flush=True,
+                )
+            return
+        self.bar.set_postfix_str(f"{self.rate():,.0f} {self.unit}/s {self.note}", refresh=False)
+        self.bar.update(units)
+
+    def rate(self) -> float:
+        """Scaled units a second since the start."""
+        return (self.done - self.start) * self.scale / max(1e-9, time.monotonic() - self.began)
+
+    def line(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        if self.bar.disable:
+            print(text, flush=True)
+        else:
+            self.bar.write(text, file=sys.stdout)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.close()
+
+
+class Clock:
+    """Training time, without the first step (compilation), probes and saves. Part of the checkpoint, so a resumed run adds up."""
+
+    def __init__(self) -> None:
+        self.total = 0.0  # seconds, every step
+        self.steady = 0.0  # seconds, first steps of each start left out
+        self.steady_steps = 0
+        self.epochs: list[float] = []
+        self._mark = 0.0
+        self._first = True
+        self._epoch = 0.0
+        self._epoch_steps = 0
+
+    def start(self) -> None:
+        """Begin or go on after a pause."""
+        self._mark = time.perf_counter()
+
+    def step(self, done: int, steps_per_epoch: int) -> None:
+        """One step was taken."""
+        now = time.perf_counter()
+        self.total += now - self._mark
+        if not self._first:
+            self.steady += now - self._mark
+            self.steady_steps += 1
+            self._epoch += now - self._mark
+            self._epoch_steps += 1
+        self._first = False
+        self._mark = now
+        if done % steps_per_epoch == 0:
+            if self._epoch_steps >= steps_per_epoch - 1 and self._epoch_steps:
+                self.epochs.append(self._epoch * steps_per_epoch / self._epoch_steps)
+            self._epoch, self._epoch_steps = 0.0, 0
+
+    def pause(self) -> None:
+        """Stop counting; the caller has waited for the device."""
+        now = time.perf_counter()
+        self.total += now - self._mark
+        self.steady += now - self._mark
+        self._epoch += now - self._mark
+        self._mark = now
+
+    def per_step(self) -> float:
+        """Seconds a step."""
+        return self.steady / self.steady_steps if self.steady_steps else self.total
+
+    def rate(self, views_per_step: int) -> float:
+        """Views a second."""
+        return views_per_step / max(1e-9, self.per_step())
+
+    def epoch_seconds(self, steps_per_epoch: int) -> float:
+        """Median training epoch; from the mean step where no epoch was whole."""
+        return round(median(self.epochs) if self.epochs else self.per_step() * steps_per_epoch, 3)
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"total": self.total, "steady": self.steady, "steady_steps": self.steady_steps, "epochs": self.epochs}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.total, self.steady, self.steady_steps, self.epochs = (
+            state["total"],
+            state["steady"],
+            state["steady_steps"],
+            state["epochs"],
+        )

@@ -1,0 +1,203 @@
+"""READ ME FIRST. The one loop, over the parts that `build.py` made: batch, views, method, backward, step.
+
+data ──> views ──> backbone ──> projector ──> loss ──> step ──> probes ──> report
+uint8    V views       h            z        scalar    params
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twoviews import checkpoint, device, optim, runs
+from twoviews.build import Parts, backbone_bytes
+from twoviews.config import Config
+from twoviews.data.dataset import batch_rows
+from twoviews.parallel import StopFlag
+from twoviews.probes.diagnostics import SPREAD_FLOOR, rankme, spread
+from twoviews.probes.knn import knn
+from twoviews.progress import Clock, Progress
+
+FLUSH_EVERY = 50  # steps between two reads of the losses: each read waits for the device
+PREDICT_AT = 20  # steps after which the total time is predicted
+MONITOR_BANK, MONITOR_K = 10_000, 10  # kNN while training: training images only
+
+
+def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, Any]]:
+    """The loop, from the folder's checkpoint if it has one, to the last step or a signal.
+
+    Returns:
+        (exit code: 0, or 128 + signal, the `train` entry of the summary).
+
+    Raises:
+        FloatingPointError: if a loss is not finite; the last checkpoint stays.
+    """
+    method, machine, optimizer, spe = parts.method, parts.machine, parts.optimizer, parts.steps_per_epoch
+    steps = cfg.epochs * spe
+    last = min(steps, cfg.max_steps or steps)
+    probe_every, save_every, keep_every = (_in_steps(cfg[key], spe) for key in ("probe_every", "checkpoint_every", "log_interval"))
+    make_views: Callable[..., list[Tensor]] = (
+        torch.compile(parts.views.__call__, dynamic=False, fullgraph=True) if machine.compile else parts.views
+    )
+    # On a CPU the convolutions are oneDNN's either way, and compiling around them gains nothing (docs/architecture.md).
+    forward = torch.compile(method, dynamic=False, fullgraph=True) if machine.compile and machine.device.type == "cuda" else method
+    start, clock = _restore(run, parts, last)
+    views_per_step = cfg.batch_size * len(parts.views.view_sizes)
+    pending: list[dict[str, Any]] = []
+    method.train()
+    with StopFlag() as stop, Progress("train", last, "views", start=start, scale=views_per_step) as bar:
+        clock.start()
+        for step in range(start, last):
+            progress = torch.tensor(step / steps, device=machine.device)
+            rows = batch_rows(cfg.seed, step, len(parts.images), cfg.batch_size).to(machine.device)
+            u = parts.views.draw(cfg.seed, step, cfg.batch_size).to(machine.device, machine.dtype)
+            views = make_views(parts.images[rows], u)
+            with machine.autocast():
+                loss, extras = forward(views, None if parts.labels is None else parts.labels[rows], progress)
+            loss.backward()
+            rate = optim.learning_rate(
+                step,
+                steps=steps,
+                steps_per_epoch=spe,
+                peak=parts.peak_rate,
+                floor=cfg.min_learning_rate,
+                warmup_epochs=cfg.warmup_epochs,
+                schedule=cfg.schedule,
+                unit=cfg.schedule_unit,
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = parts.peak_rate if group.get("constant_lr") else rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            method.after_step(progress)
+
+            done = step + 1
+            pending.append(
+                {"step": step, "epoch": step / spe, "loss": loss.detach(), "lr": rate} | {k: v.detach() for k, v in extras.items()}
+            )
+            clock.step(done, spe)
+            bar.add()
+            ending = stop.signal is not None or done == last
+            probing, saving = _due(done, probe_every), _due(done, save_every) or ending
+            if done - start == PREDICT_AT:
+                _predict(bar, clock, cfg, views_per_step, last - done)
+            if len(pending) >= FLUSH_EVERY or probing or saving:
+                _read_losses(pending)  # waits for the device
+                clock.pause()
+                pending[-1].update(views_per_s=round(clock.rate(views_per_step), 1), seconds=round(clock.total, 3))
+                bar.add(0, f"epoch {step / spe:.1f} loss {pending[-1]['loss']:.3f}")
+                if probing:
+                    pending[-1].update(monitor(parts, bar, done))
+                run.log(pending)
+                pending.clear()
+                if saving:
+                    state = {
+                        "step": done,
+                        "method": method.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "clock": clock.state(),
+                    }
+                    checkpoint.save(run.path, state)
+                if _due(done, keep_every):
+                    run.write(f"epoch-{round(done / spe)}.safetensors", backbone_bytes(cfg, parts))
+                clock.start()
+            if stop.signal is not None:
+                bar.line(f"stopped at step {done} of {last}, checkpoint kept: twoviews pretrain resume={run.path}")
+                return stop.exit_code, {}
+    rows_logged = runs.metrics(run.path)
+    summary = {
+        "steps": last,
+        "sec_per_epoch": clock.epoch_seconds(spe),
+        "seconds": round(clock.total, 3),
+        "loss": sum(row["loss"] for row in rows_logged[-spe:]) / max(1, len(rows_logged[-spe:])),
+        "views_per_s": round(clock.rate(views_per_step), 1),
+        "peak_bytes": device.peak_bytes(machine.device),
+    }
+    return 0, summary
+
+
+def _restore(run: runs.RunFolder, parts: Parts, last: int) -> tuple[int, Clock]:
+    """Load the folder's checkpoint into the parts, if there is one, and cut the metrics back to it."""
+    clock = Clock()
+    if not (run.path / checkpoint.LAST).exists() and not (run.path / checkpoint.PREVIOUS).exists():
+        run.truncate_metrics(0)
+        return 0, clock
+    state = checkpoint.load(run.path)
+    parts.method.load_state_dict(state["method"])
+    parts.optimizer.load_state_dict(state["optimizer"])
+    clock.load(state["clock"])
+    run.truncate_metrics(state["step"])
+    print(f"resuming {run.path} at step {state['step']} of {last}")
+    return state["step"], clock
+
+
+def _in_steps(epochs: float, steps_per_epoch: int) -> int:
+    return max(1, round(epochs * steps_per_epoch)) if epochs else 0
+
+
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _read_losses(pending: list[dict[str, Any]]) -> None:
+    """Replace tensors by numbers, with one wait for the device."""
+    for name in {key for row in pending for key, value in row.items() if isinstance(value, Tensor)}:
+        rows = [row for row in pending if isinstance(row.get(name), Tensor)]
+        for row, value in zip(rows, torch.stack([row[name] for row in rows]).tolist(), strict=True):
+            row[name] = value
+    for row in pending:
+        if not math.isfinite(row["loss"]):
+            raise FloatingPointError(
+                f"loss {row['loss']} at step {row['step']}, rate {row['lr']:g}: the last checkpoint is kept; try a lower learning_rate"
+            )
+
+
+def monitor(parts: Parts, bar: Progress, done: int) -> dict[str, float]:
+    """kNN on training images alone, and the signs of a collapse; said in one line."""
+    train_images, train_labels = parts.dataset.split("train")
+    val_images, val_labels = parts.dataset.split("val")
+    modules = parts.method.features()
+    bank, queries = (
+        parts.embed(modules["h"], train_images[:MONITOR_BANK], "probe"),
+        parts.embed(modules["h"], val_images, "probe"),
+    )
+    z = parts.embed(modules.get("z", modules["h"]), val_images[:2000], "probe")
+    k = min(MONITOR_K, len(bank))
+    values = {
+        f"val_knn{k}": knn(bank, train_labels[:MONITOR_BANK], queries, val_labels, ks=[k])[k],
+        "z_spread": spread(z),
+        "z_rankme": rankme(z),
+    }
+    epoch = done / parts.steps_per_epoch
+    bar.line(
+        f"epoch {epoch:g}: kNN-{k} on val {100 * values[f'val_knn{k}']:.1f} %, spread of z {values['z_spread']:.2f}, RankMe {values['z_rankme']:.0f}"
+    )
+    if values["z_spread"] < SPREAD_FLOOR or values["z_rankme"] < 2:
+        bar.line(
+            f"warning: the projections are collapsing (spread {values['z_spread']:.2f} of 1, RankMe {values['z_rankme']:.1f} of {z.shape[1]})"
+        )
+    return values
+
+
+def _predict(bar: Progress, clock: Clock, cfg: Config, views_per_step: int, left: int) -> None:
+    """Say the total time early, and a shorter command where it is long."""
+    seconds = left * clock.per_step()
+    bar.line(f"{clock.rate(views_per_step):,.0f} views/s: about {_duration(seconds)} to go, probes not counted")
+    if seconds > 3600:
+        short = max(1, int(cfg.epochs * 600 / seconds))
+        fits = f"epochs={short}" if short * seconds / cfg.epochs <= 900 else f"max_steps={max(1, int(600 / clock.per_step()))}"
+        bar.line(f"over an hour: Ctrl-C keeps a checkpoint; about ten minutes: twoviews pretrain recipe={cfg.recipe} {fits}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return (
+        f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else (f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days")
+    )

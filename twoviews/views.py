@@ -1,0 +1,317 @@
+"""Random views of images: `draw` makes uniform numbers from (seed, step), `Views` turns images and those numbers into views.
+
+Shapes: N images, V views, C channels, H x W pixels, P numbers for one view of one image.
+
+Randomness is a function of (seed, step, view), never a state: one process or many, a fresh or a resumed run, a CPU
+or a GPU see the same pixels. Every image has parameters of its own, and an order of the jitter operations of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TRIES = 10  # torchvision's RandomResizedCrop tries ten boxes before it falls back to the centre
+COLUMNS = (
+    "top",
+    "left",
+    "flip",
+    "jitter",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "order",
+    "grayscale",
+    "blur",
+    "sigma",
+    "solarize",
+)
+COLUMN = {name: 2 * TRIES + i for i, name in enumerate(COLUMNS)}  # columns 0..9: crop areas, 10..19: crop ratios
+P = 2 * TRIES + len(COLUMNS)
+
+LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green, blue in a grayscale image
+SOLARIZE_THRESHOLD = 128 / 255  # BYOL (Grill et al. 2020, appendix B)
+
+# The 24 orders of brightness 0, contrast 1, saturation 2, hue 3, as the order of the three blends and hue's place among them.
+_ORDERS = list(itertools.permutations(range(4)))
+_BLENDS = [[op for op in order if op != 3] for order in _ORDERS]
+_HUE_PLACE = [order.index(3) for order in _ORDERS]
+
+
+def philox(seed: int, step: int, stream: int, count: int) -> np.ndarray:
+    """Random 32-bit words as a pure function of (seed, step, stream) (Philox4x64-10, Salmon et al. 2011).
+
+    Args:
+        seed, step: the two 64-bit words of the key, >= 0.
+        stream: which of the independent sequences of this key; sits in the counter's top word.
+        count: how many words.
+
+    Returns:
+        (count,) uint32.
+    """
+    raw = np.random.Philox(key=np.array([seed, step], np.uint64), counter=np.array([0, 0, 0, stream], np.uint64)).random_raw(
+        (count + 1) // 2
+    )
+    return raw.view(np.uint32)[:count]
+
+
+def draw(seed: int, step: int, views: int, images: int) -> Tensor:
+    """The uniform numbers that decide the views of one global batch.
+
+    Args:
+        seed, step: of the run, >= 0.
+        views: V.
+        images: N of the *global* batch; a rank takes its rows.
+
+    Returns:
+        (V, N, P) float32 in [0, 1).
+    """
+    words = np.stack([philox(seed, step, 1 + view, images * P) for view in range(views)])
+    return torch.from_numpy((words >> 8).astype(np.float32) * np.float32(2**-24)).view(views, images, P)
+
+
+class Views:
+    """SimCLR's augmentation (Chen et al. 2020, appendix A) with torchvision's semantics, for a whole batch at once.
+
+    RandomResizedCrop, horizontal flip, ColorJitter in an order of its own per image, grayscale, Gaussian blur, solarize,
+    normalise. Float arithmetic throughout: equal to torchvision on float tensors; its PIL path rounds to 8 bits after
+    each operation. With one channel, saturation, hue and grayscale are identities, as in torchvision.
+
+    Args:
+        image_shape: (C, H, W) of the images; C is 1 or 3 if saturation, hue or grayscale are used.
+        view_sizes: side in pixels of each view, one entry a view; any number of views.
+        crop_scale: smallest and largest area of the crop, as a fraction of the image's area, in (0, 1].
+        crop_ratio: smallest and largest width / height of the crop, > 0.
+        flip_p, jitter_p, grayscale_p, blur_p, solarize_p: probabilities in [0, 1].
+        brightness, contrast, saturation: the factor is uniform in [max(0, 1 - a), 1 + a], a >= 0.
+        hue: the shift is uniform in [-hue, hue] turns, hue in [0, 0.5].
+        blur_kernel: width of the Gaussian in pixels, odd. SimCLR takes a tenth of the image's side.
+        blur_sigma: smallest and largest standard deviation in pixels, > 0.
+        mean, std: of each channel, in units of a pixel in [0, 1].
+
+    Raises:
+        ValueError: if a value is out of its range, or a colour operation is asked of images that have no colour model.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int],
+        view_sizes: Sequence[int],
+        crop_scale: Sequence[float],
+        crop_ratio: Sequence[float],
+        flip_p: float,
+        jitter_p: float,
+        brightness: float,
+        contrast: float,
+        saturation: float,
+        hue: float,
+        grayscale_p: float,
+        blur_p: float,
+        blur_kernel: int,
+        blur_sigma: Sequence[float],
+        solarize_p: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        channels = image_shape[0]
+        if not view_sizes or min(view_sizes) < 1:
+            raise ValueError(f"view_sizes: expected at least one size >= 1, got {list(view_sizes)}")
+        for name, (low, high), top in (
+            ("crop_scale", crop_scale, 1.0),
+            ("crop_ratio", crop_ratio, math.inf),
+            ("blur_sigma", blur_sigma, math.inf),
+        ):
+            if not 0 < low <= high <= top:
+                raise ValueError(f"{name}: expected 0 < low <= high <= {top:g}, got {[low, high]}")
+        for name, p in (
+            ("flip_p", flip_p),
+            ("jitter_p", jitter_p),
+            ("grayscale_p", grayscale_p),
+            ("blur_p", blur_p),
+            ("solarize_p", solarize_p),
+        ):
+            if not 0 <= p <= 1:
+                raise ValueError(f"{name}: expected a probability in [0, 1], got {p}")
+        if min(brightness, contrast, saturation) < 0 or not 0 <= hue <= 0.5:
+            raise ValueError(f"jitter: expected strengths >= 0 and hue in [0, 0.5], got {brightness}, {contrast}, {saturation}, {hue}")
+        if blur_kernel % 2 == 0 or blur_kernel < 1 or (blur_p > 0 and blur_kernel // 2 >= min(view_sizes)):
+            raise ValueError(f"blur_kernel: expected an odd width below twice the smallest view, got {blur_kernel}")
+        if channels not in (1, 3) and (saturation or hue or grayscale_p):
+            raise ValueError(f"saturation, hue and grayscale need images of 1 or 3 channels, got {channels}: set them to 0")
+        if len(mean) != channels or len(std) != channels or min(std) <= 0:
+            raise ValueError(f"mean and std: expected {channels} values each, std > 0, got {list(mean)}, {list(std)}")
+        self.image_shape = image_shape
+        self.view_sizes = tuple(view_sizes)
+        self.crop_scale, self.crop_ratio = tuple(crop_scale), tuple(crop_ratio)
+        self.flip_p, self.jitter_p, self.grayscale_p, self.blur_p, self.solarize_p = (
+            flip_p,
+            jitter_p,
+            grayscale_p,
+            blur_p,
+            solarize_p,
+        )
+        self.brightness, self.contrast = brightness, contrast
+        self.saturation, self.hue = (saturation, hue) if channels == 3 else (0.0, 0.0)
+        self.blur_kernel, self.blur_sigma = blur_kernel, tuple(blur_sigma)
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def draw(self, seed: int, step: int, images: int) -> Tensor:
+        """The numbers for one batch of `images`: (V, N, P) float32 in [0, 1), a pure function of its arguments."""
+        return draw(seed, step, len(self.view_sizes), images)
+
+    def __call__(self, images: Tensor, u: Tensor) -> list[Tensor]:
+        """Views of a batch: a pure function of images and `u`, of static shape, safe to compile into one graph.
+
+        Args:
+            images: (N, C, H, W) uint8.
+            u: (V, N, P) from `draw`, on the same device; its dtype, float32 or float64, is that of the arithmetic.
+
+        Returns:
+            V tensors (N, C, size, size) of u's dtype, normalised, channels_last.
+        """
+        x = images.to(u.dtype) / 255
+        return [self._view(x, row, size) for row, size in zip(u, self.view_sizes, strict=True)]
+
+    def _view(self, x: Tensor, u: Tensor, size: int) -> Tensor:
+        x = self._crop_and_flip(x, u, size)
+        if self.jitter_p > 0:
+            x = self._jitter(x, u)
+        if self.grayscale_p > 0 and x.shape[1] == 3:
+            x = torch.where(_column(u, "grayscale") < self.grayscale_p, _luma(x), x)
+        if self.blur_p > 0:
+            x = self._blur(x, u)
+        if self.solarize_p > 0:
+            x = torch.where((_column(u, "solarize") < self.solarize_p) & (x >= SOLARIZE_THRESHOLD), 1 - x, x)
+        mean, std = x.new_tensor(self.mean).view(-1, 1, 1), x.new_tensor(self.std).view(-1, 1, 1)
+        return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def crop_box(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Top, left, height, width in pixels of the crop, (N,) each: torchvision's RandomResizedCrop.get_params, batched."""
+        _, height, width = self.image_shape
+        (s0, s1), (r0, r1) = self.crop_scale, self.crop_ratio
+        area = height * width * (s0 + (s1 - s0) * u[:, :TRIES])  # (N, 10)
+        ratio = torch.exp(math.log(r0) + (math.log(r1) - math.log(r0)) * u[:, TRIES : 2 * TRIES])
+        w, h = torch.round(torch.sqrt(area * ratio)), torch.round(torch.sqrt(area / ratio))
+        fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
+        first = fits.int().argmax(1, keepdim=True)  # the first try that fits
+        # The fallback, taken about once in 10^9: the centre, its ratio clamped into the range.
+        whole = width / height
+        w_all = round(height * r1) if whole > r1 else width
+        h_all = round(width / r0) if whole < r0 else height
+        none = ~fits.any(1)
+        h = torch.where(none, float(h_all), h.gather(1, first).squeeze(1))
+        w = torch.where(none, float(w_all), w.gather(1, first).squeeze(1))
+        top = torch.where(none, float((height - h_all) // 2), torch.floor(u[:, COLUMN["top"]] * (height - h + 1)))
+        left = torch.where(none, float((width - w_all) // 2), torch.floor(u[:, COLUMN["left"]] * (width - w + 1)))
+        return top, left, h, w
+
+    def _crop_and_flip(self, x: Tensor, u: Tensor, size: int) -> Tensor:
+        top, left, h, w = self.crop_box(u)
+        flip = u[:, COLUMN["flip"]] < self.flip_p
+        rows = _resampler(top, h, x.shape[2], size, torch.zeros_like(flip))  # (N, size, H)
+        cols = _resampler(left, w, x.shape[3], size, flip)  # (N, size, W)
+        n, c, height, _ = x.shape
+        x = torch.bmm(x.reshape(n, c * height, -1), cols.transpose(1, 2))  # (N, C*H, size)
+        return torch.matmul(rows.unsqueeze(1), x.view(n, c, height, size))  # (N, C, size, size)
+
+    def _jitter(self, x: Tensor, u: Tensor) -> Tensor:
+        on = u[:, COLUMN["jitter"]] < self.jitter_p
+
+        def factor(name: str, strength: float) -> Tensor:  # (N,), 1 where the image is not jittered
+            low = max(0.0, 1 - strength)
+            return torch.where(on, low + (1 + strength - low) * u[:, COLUMN[name]], 1.0)
+
+        factors = torch.stack(
+            [
+                factor("brightness", self.brightness),
+                factor("contrast", self.contrast),
+                factor("saturation", self.saturation),
+            ],
+            1,
+        )
+        order = torch.floor(u[:, COLUMN["order"]] * len(_ORDERS)).long()
+        blends = torch.tensor(_BLENDS, device=u.device)[order]  # (N, 3): which operation comes k-th
+        place = torch.tensor(_HUE_PLACE, device=u.device)[order]  # (N,): how many of them come before hue
+        factors = factors.gather(1, blends)
+        for k in range(3):
+            x = _blend(x, blends[:, k], torch.where(place > k, factors[:, k], 1.0) if self.hue else factors[:, k])
+        if self.hue:
+            x = _shift_hue(x, torch.where(on, (2 * u[:, COLUMN["hue"]] - 1) * self.hue, 0.0))
+            for k in range(3):
+                x = _blend(x, blends[:, k], torch.where(place > k, 1.0, factors[:, k]))
+        return x
+
+    def _blur(self, x: Tensor, u: Tensor) -> Tensor:
+        n, c, size, _ = x.shape
+        radius = self.blur_kernel // 2
+        low, high = self.blur_sigma
+        sigma = low + (high - low) * u[:, COLUMN["sigma"], None]
+        taps = torch.arange(-radius, radius + 1, device=x.device)
+        weights = torch.softmax(-0.5 * (taps / sigma) ** 2, 1)  # (N, K), the Gaussian, normalised
+        centre = (taps == 0).to(u.dtype)
+        weights = torch.where((u[:, COLUMN["blur"]] < self.blur_p)[:, None], weights, centre)
+        source = (torch.arange(size, device=x.device)[:, None] + taps).abs()  # (size, K), reflected at both borders
+        source = torch.where(source >= size, 2 * (size - 1) - source, source)
+        band = F.one_hot(source, size).to(x.dtype)  # (size, K, size)
+        matrix = torch.einsum("nk,okx->nox", weights, band)  # (N, size, size): blur along one axis
+        x = torch.bmm(x.reshape(n, c * size, size), matrix.transpose(1, 2)).view(n, c, size, size)
+        return torch.matmul(matrix.unsqueeze(1), x)
+
+
+def _column(u: Tensor, name: str) -> Tensor:
+    return u[:, COLUMN[name]].view(-1, 1, 1, 1)
+
+
+def _luma(x: Tensor) -> Tensor:
+    """Grayscale of (N, C, H, W): (N, 1, H, W). Images of other than three channels have no colour: their mean."""
+    if x.shape[1] != 3:
+        return x.mean(1, keepdim=True)
+    return LUMA[0] * x[:, 0:1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:3]
+
+
+def _resampler(start: Tensor, length: Tensor, source: int, size: int, reverse: Tensor) -> Tensor:
+    """The matrices that cut [start, start + length) out of `source` pixels and resample it to `size`: (N, size, source).
+
+    Bilinear with antialias, as PIL and torchvision do it: a triangle as wide as the scale (at least one pixel) around
+    each output's centre, over the pixels *inside the crop* only, normalised. `reverse` flips the output.
+    """
+    out = torch.arange(size, device=start.device, dtype=start.dtype) + 0.5
+    out = torch.where(reverse[:, None], size - out, out)  # (N, size)
+    scale = (length / size)[:, None]
+    centre = start[:, None] + out * scale
+    pixel = torch.arange(source, device=start.device, dtype=start.dtype) + 0.5
+    weight = 1 - (pixel - centre[:, :, None]).abs() / scale.clamp(min=1)[:, :, None]
+    inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])  # (N, source)
+    weight = weight.clamp(min=0) * inside[:, None, :]
+    return weight / weight.sum(2, keepdim=True)
+
+
+def _blend(x: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
+    """Brightness (kind 0), contrast (1) or saturation (2) of each image: blend with black, mean gray, or its gray image."""
+    f, kind = factor.view(-1, 1, 1, 1), kind.view(-1, 1, 1, 1)
+    gray = _luma(x)
+    other = torch.where(kind == 1, gray.mean((2, 3), keepdim=True), torch.where(kind == 2, gray, 0.0))
+    return (f * x + (1 - f) * other).clamp(0, 1)
+
+
+def _shift_hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Rotate the hue of (N, 3, H, W) in [0, 1] by `shift` (N,) turns, through HSV, without branches."""
+    r, g, b = x.unbind(1)
+    top, low = x.amax(1), x.amin(1)
+    spread = top - low
+    safe = torch.where(spread == 0, 1.0, spread)
+    hue = torch.where(top == r, (g - b) / safe, torch.where(top == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    hue = hue + 6 * shift.view(-1, 1, 1)  # in sixths of a turn
+    channels = []
+    for n in (5, 3, 1):
+        k = torch.remainder(n + hue, 6)
+        channels.append(top - spread * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.stack(channels, 1)
