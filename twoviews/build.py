@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +133,8 @@ def backbone_bytes(cfg: Config, parts: Parts) -> bytes:
         "recipe": cfg.recipe,
         "dataset": parts.dataset.title,
     }
-    return safetensors_bytes(tensors, metadata=about)
+    # important: one key, because safetensors writes several in a random order: equal runs would have unequal files
+    return safetensors_bytes(tensors, metadata={"twoviews": json.dumps(about)})
 
 
 def load_backbone(run: str | Path) -> nn.Module:
@@ -152,7 +154,7 @@ def load_backbone(run: str | Path) -> nn.Module:
     if not path.is_file():
         raise ValueError(f"{path}: no such file: a finished run has one")
     with safe_open(path, framework="pt") as file:
-        about = file.metadata() or {}
+        about = json.loads((file.metadata() or {}).get("twoviews", "{}"))
     if "backbone" not in about:
         raise ValueError(f"{path}: does not say which backbone it holds: not a file of TwoViews")
     module, _ = backbones.build(about["backbone"], in_channels=int(about["in_channels"]), image_size=int(about["image_size"]))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
 MAGIC = b"TWOVIEWS-CHECKPOINT-1 "
-LAST, PREVIOUS = "checkpoint", "checkpoint.previous"
+LAST, PREVIOUS, DAMAGED = "checkpoint", "checkpoint.previous", "checkpoint.damaged"
 
 
 def write_atomic(path: Path, payload: bytes) -> None:
@@ -79,11 +80,14 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a TwoViews checkpoint (it begins with {blob[:16]!r})")
     if hashlib.sha256(payload).hexdigest().encode() != head[len(MAGIC) :]:
         raise ValueError(f"{path}: damaged, its checksum does not hold ({len(blob)} bytes)")
-    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    try:
+        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except (pickle.UnpicklingError, RuntimeError, EOFError):  # its checksum holds, so this is no damage: somebody made it
+        raise ValueError(f"{path}: holds more than tensors and plain values: refused, nothing of it was run") from None
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The folder's last checkpoint, or the previous one with a printed line if the last is damaged.
+    """The folder's last checkpoint, or the previous one with a printed line if the last is damaged (it is kept as `checkpoint.damaged`).
 
     Raises:
         ValueError: if neither can be read, with both reasons.
@@ -97,6 +101,8 @@ def load(folder: Path) -> dict[str, Any]:
             continue
         if reasons:
             print(f"{reasons[0]}: going on from {PREVIOUS}")
+            if (folder / LAST).exists():  # important: else the next save would put the damaged file in place of the good one
+                os.replace(folder / LAST, folder / DAMAGED)
         return state
     raise ValueError("; ".join(reasons))
 

@@ -49,25 +49,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{verb}: no such verb{f': did you mean {near[0]}?' if near else ''} (twoviews --help lists them)", 2)
     if verb == "runs" and words and words[0] in ("list", "best", "compare"):
         words[0] = f"view={words[0]}"
-    debug = any(word in ("debug=true", "debug=True") for word in words)
+    debug = any(word.lower() == "debug=true" for word in words)  # for errors in the words themselves
     try:
         if any(word in ("--multirun", "-m", "--cfg", "-c", "--help", "-h") for word in words):
-            return config.with_hydra(verb, words, lambda cfg: _run(verb, cfg, debug))
+            return config.with_hydra(verb, words, lambda cfg: _run(verb, cfg))
         cfg = config.load(verb, words)
     except ValueError as error:
         if debug:
             raise
         return _fail(str(error), 2)
-    return _run(verb, cfg, debug)
+    return _run(verb, cfg)
 
 
-def _run(verb: str, cfg: config.Config, debug: bool) -> int:
+def _run(verb: str, cfg: config.Config) -> int:
     try:
         return int(importlib.import_module(f"twoviews.commands.{verb}").run(cfg))
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except Exception as error:
-        if debug:
+        if cfg.debug:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, ValueError | FileNotFoundError):

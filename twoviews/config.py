@@ -17,6 +17,7 @@ from typing import Any
 
 CONF = Path(__file__).parent / "conf"
 VERBS = ("pretrain", "evaluate", "runs", "report", "doctor")
+FLAGS = ("--multirun", "-m", "--cfg", "-c", "job", "--help", "-h")  # of Hydra's: the others run or read what is no key
 PATH_KEYS = ("resume", "init", "run", "runs_dir", "data_dir")
 
 
@@ -41,7 +42,9 @@ class Rule:
         low, high: closed range of a number; `above` excludes `low` itself.
         choices: if not empty, the only values.
         null: whether `null` is a value (it stands for a choice that the program makes and prints).
-        items: None for a single value; otherwise the least number of items of a list, exact if `pair`.
+        items: None for a single value; otherwise the least number of items of a list.
+        pair: the list has two items, low then high.
+        words: the value is one choice, or several with commas in one text.
     """
 
     type: type
@@ -52,6 +55,7 @@ class Rule:
     null: bool = False
     items: int | None = None
     pair: bool = False
+    words: bool = False
 
     def __str__(self) -> str:
         if self.choices:
@@ -68,6 +72,8 @@ class Rule:
                 text += f" in [{self.low:g}, {self.high:g}]" if self.high < math.inf else f" of at least {self.low:g}"
         if self.items is not None:
             text = f"a list of {'two, low then high' if self.pair else f'at least {self.items}'}, each {text}"
+        if self.words:
+            text += ", or several in quotes ('knn,linear')"
         return text + (" or null" if self.null else "")
 
     def accepts(self, value: Any) -> bool:
@@ -75,9 +81,11 @@ class Rule:
         if value is None:
             return self.null
         if self.items is not None:
-            if not isinstance(value, list) or len(value) < self.items or (self.pair and (len(value) != 2 or value != sorted(value))):
+            if not isinstance(value, list) or len(value) < self.items or not all(self._accepts_one(item) for item in value):
                 return False
-            return all(self._accepts_one(item) for item in value)
+            return not self.pair or (len(value) == 2 and value[0] <= value[1])
+        if self.words and isinstance(value, str):
+            return all(self._accepts_one(word.strip()) for word in value.split(","))
         return self._accepts_one(value)
 
     def _accepts_one(self, value: Any) -> bool:
@@ -152,7 +160,7 @@ RULES: dict[str, Rule] = {
     "checkpoint_every": Rule(float, 0, 100_000, above=True),
     "log_interval": Rule(float, 0, 100_000),
     # afterwards
-    "probes": Rule(str),
+    "probes": Rule(str, choices=("fast", "knn", "linear"), words=True),
     # the machine and the place
     "seed": Rule(int, 0, 2**32 - 1),
     "device": Rule(str, choices=("auto", "cpu", "cuda", "mps")),
@@ -214,6 +222,8 @@ def check(verb: str, argv: Sequence[str], *, sweep: bool) -> tuple[list[str], tu
             raise ValueError(
                 f"{raw}: keys are changed with key=value, none is added or removed: did you mean {_nearest(bare, list(RULES))}=...?"
             )
+        if key.startswith("-"):
+            raise ValueError(f"{raw}: no such flag: there are --multirun, --cfg job and --help")
         if not equals:
             raise ValueError(f"{raw}: expected key=value{_hint(raw, list(RULES))}")
         if bare not in PATH_KEYS and "${" in raw:
@@ -325,7 +335,9 @@ def with_hydra(verb: str, argv: Sequence[str], task: Callable[[Config], int]) ->
     import hydra
     from omegaconf import DictConfig, OmegaConf
 
-    flags = [w for i, w in enumerate(argv) if w.startswith("-") or (i and argv[i - 1] in ("--cfg", "-c"))]
+    flags = [w for i, w in enumerate(argv) if w in FLAGS or (i and argv[i - 1] in ("--cfg", "-c"))]
+    if ("--cfg" in flags or "-c" in flags) and "job" not in flags:
+        raise ValueError("--cfg: expected --cfg job")
     sweep = "--multirun" in flags or "-m" in flags
     words, given = check(verb, [w for w in argv if w not in flags], sweep=sweep)
     codes = [0]

@@ -80,6 +80,8 @@ def build(
     """
     if optimizer != "sgd":
         raise ValueError(f"optimizer: expected sgd, got {optimizer!r}")
+    if not 0 <= momentum < 1 or weight_decay < 0:  # torch checks its defaults, not the values of a group
+        raise ValueError(f"sgd: expected momentum in [0, 1) and weight_decay >= 0, got {momentum}, {weight_decay}")
     split: list[dict[str, Any]] = []
     for group in groups:
         params = list(group["params"])

@@ -126,7 +126,11 @@ def _listing(runs_dir: Path) -> str:
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics; a torn last line, left by a kill, is skipped."""
+    """The rows of a run's metrics; a torn last line, left by a kill, is skipped.
+
+    Raises:
+        ValueError: naming the line, if another one is not JSON.
+    """
     rows = []
     try:
         lines = (path / METRICS).read_text(encoding="utf-8").splitlines()

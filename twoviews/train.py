@@ -172,14 +172,10 @@ def monitor(parts: Parts, bar: Progress, done: int) -> dict[str, float]:
         "z_spread": spread(z),
         "z_rankme": rankme(z),
     }
-    epoch = done / parts.steps_per_epoch
-    bar.line(
-        f"epoch {epoch:g}: kNN-{k} on val {100 * values[f'val_knn{k}']:.1f} %, spread of z {values['z_spread']:.2f}, RankMe {values['z_rankme']:.0f}"
-    )
-    if values["z_spread"] < SPREAD_FLOOR or values["z_rankme"] < 2:
-        bar.line(
-            f"warning: the projections are collapsing (spread {values['z_spread']:.2f} of 1, RankMe {values['z_rankme']:.1f} of {z.shape[1]})"
-        )
+    accuracy, width, rank = 100 * values[f"val_knn{k}"], values["z_spread"], values["z_rankme"]
+    bar.line(f"epoch {done / parts.steps_per_epoch:.1f}: kNN-{k} on val {accuracy:.1f} %, spread of z {width:.2f}, RankMe {rank:.0f}")
+    if width < SPREAD_FLOOR or rank < 2:
+        bar.line(f"warning: z is collapsing: its spread is {width:.2f} of 1, its RankMe {rank:.1f} of {z.shape[1]}")
     return values
 
 

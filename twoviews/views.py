@@ -39,10 +39,30 @@ P = 2 * TRIES + len(COLUMNS)
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green, blue in a grayscale image
 SOLARIZE_THRESHOLD = 128 / 255  # BYOL (Grill et al. 2020, appendix B)
 
-# The 24 orders of brightness 0, contrast 1, saturation 2, hue 3, as the order of the three blends and hue's place among them.
-_ORDERS = list(itertools.permutations(range(4)))
-_BLENDS = [[op for op in order if op != 3] for order in _ORDERS]
-_HUE_PLACE = [order.index(3) for order in _ORDERS]
+# The 24 orders of brightness B, contrast C, saturation S and hue H. Contrast alone needs a mean over the image, so it splits the
+# others into what comes before and after it; each half runs the slots B S B H B S B, of which an order switches on what it needs.
+_SLOTS = "BSBHBSB"
+_ORDERS = ["".join(order) for order in itertools.permutations("BCSH")]
+
+
+def _slots_on() -> list[list[bool]]:
+    """For each order, which of the 2 x 7 slots are on: the only B, S or H of its half that keeps their order."""
+    table = []
+    for order in _ORDERS:
+        on = []
+        for half in order.split("C"):
+            place = 0
+            taken = set()
+            for op in half:
+                place = _SLOTS.index(op, place)
+                taken.add(place)
+                place += 1
+            on += [slot in taken for slot in range(len(_SLOTS))]
+        table.append(on)
+    return table
+
+
+_ON = _slots_on()
 
 
 def philox(seed: int, step: int, stream: int, count: int) -> np.ndarray:
@@ -185,7 +205,7 @@ class Views:
         if self.jitter_p > 0:
             x = self._jitter(x, u)
         if self.grayscale_p > 0 and x.shape[1] == 3:
-            x = torch.where(_column(u, "grayscale") < self.grayscale_p, _luma(x), x)
+            x = torch.where(_column(u, "grayscale") < self.grayscale_p, _luma(list(x.unbind(1))).unsqueeze(1), x)
         if self.blur_p > 0:
             x = self._blur(x, u)
         if self.solarize_p > 0:
@@ -224,30 +244,34 @@ class Views:
 
     def _jitter(self, x: Tensor, u: Tensor) -> Tensor:
         on = u[:, COLUMN["jitter"]] < self.jitter_p
-
-        def factor(name: str, strength: float) -> Tensor:  # (N,), 1 where the image is not jittered
-            low = max(0.0, 1 - strength)
-            return torch.where(on, low + (1 + strength - low) * u[:, COLUMN[name]], 1.0)
-
-        factors = torch.stack(
-            [
-                factor("brightness", self.brightness),
-                factor("contrast", self.contrast),
-                factor("saturation", self.saturation),
-            ],
-            1,
-        )
         order = torch.floor(u[:, COLUMN["order"]] * len(_ORDERS)).long()
-        blends = torch.tensor(_BLENDS, device=u.device)[order]  # (N, 3): which operation comes k-th
-        place = torch.tensor(_HUE_PLACE, device=u.device)[order]  # (N,): how many of them come before hue
-        factors = factors.gather(1, blends)
-        for k in range(3):
-            x = _blend(x, blends[:, k], torch.where(place > k, factors[:, k], 1.0) if self.hue else factors[:, k])
-        if self.hue:
-            x = _shift_hue(x, torch.where(on, (2 * u[:, COLUMN["hue"]] - 1) * self.hue, 0.0))
-            for k in range(3):
-                x = _blend(x, blends[:, k], torch.where(place > k, 1.0, factors[:, k]))
-        return x
+        slots = torch.tensor(_ON, device=u.device)[order] & on[:, None]  # (N, 14)
+
+        def factor(name: str, strength: float) -> Tensor:
+            low = max(0.0, 1 - strength)
+            return low + (1 + strength - low) * u[:, COLUMN[name]]
+
+        values = {
+            "B": factor("brightness", self.brightness),
+            "S": factor("saturation", self.saturation),
+            "H": (2 * u[:, COLUMN["hue"]] - 1) * self.hue,
+        }
+        used = {"B": self.brightness > 0, "S": self.saturation > 0, "H": self.hue > 0}
+        contrast = torch.where(on, factor("contrast", self.contrast), 1.0)
+        # One plane a channel: then each half is pointwise, and a compiler makes one pass of it.
+        planes = list(x.unbind(1))  # C tensors (N, H, W)
+        for half in range(2):
+            for i, op in enumerate(_SLOTS):
+                if not used[op]:
+                    continue
+                active = slots[:, half * len(_SLOTS) + i]
+                if op == "H":
+                    planes = _shift_hue(planes, torch.where(active, values[op], 0.0))
+                else:
+                    planes = _blend(planes, torch.where(active, values[op], 1.0), _luma(planes) if op == "S" else None)
+            if half == 0 and self.contrast > 0:
+                planes = _blend(planes, contrast, _luma(planes).mean((1, 2), keepdim=True))
+        return torch.stack(planes, 1)
 
     def _blur(self, x: Tensor, u: Tensor) -> Tensor:
         n, c, size, _ = x.shape
@@ -270,11 +294,11 @@ def _column(u: Tensor, name: str) -> Tensor:
     return u[:, COLUMN[name]].view(-1, 1, 1, 1)
 
 
-def _luma(x: Tensor) -> Tensor:
-    """Grayscale of (N, C, H, W): (N, 1, H, W). Images of other than three channels have no colour: their mean."""
-    if x.shape[1] != 3:
-        return x.mean(1, keepdim=True)
-    return LUMA[0] * x[:, 0:1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:3]
+def _luma(planes: list[Tensor]) -> Tensor:
+    """The gray image (N, H, W) of C planes. Images of other than three channels have no colour: their mean."""
+    if len(planes) != 3:
+        return torch.stack(planes).mean(0)
+    return LUMA[0] * planes[0] + LUMA[1] * planes[1] + LUMA[2] * planes[2]
 
 
 def _resampler(start: Tensor, length: Tensor, source: int, size: int, reverse: Tensor) -> Tensor:
@@ -294,24 +318,25 @@ def _resampler(start: Tensor, length: Tensor, source: int, size: int, reverse: T
     return weight / weight.sum(2, keepdim=True)
 
 
-def _blend(x: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
-    """Brightness (kind 0), contrast (1) or saturation (2) of each image: blend with black, mean gray, or its gray image."""
-    f, kind = factor.view(-1, 1, 1, 1), kind.view(-1, 1, 1, 1)
-    gray = _luma(x)
-    other = torch.where(kind == 1, gray.mean((2, 3), keepdim=True), torch.where(kind == 2, gray, 0.0))
-    return (f * x + (1 - f) * other).clamp(0, 1)
+def _blend(planes: list[Tensor], factor: Tensor, other: Tensor | None) -> list[Tensor]:
+    """factor x image + (1 - factor) x other, clamped: other is black (None) for brightness, the mean gray for contrast, the
+    gray image for saturation. A factor (N,) of 1 leaves an image as it is."""
+    f = factor.view(-1, 1, 1)
+    rest = 0.0 if other is None else (1 - f) * other
+    return [(f * plane + rest).clamp(0, 1) for plane in planes]
 
 
-def _shift_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Rotate the hue of (N, 3, H, W) in [0, 1] by `shift` (N,) turns, through HSV, without branches."""
-    r, g, b = x.unbind(1)
-    top, low = x.amax(1), x.amin(1)
+def _shift_hue(planes: list[Tensor], shift: Tensor) -> list[Tensor]:
+    """Rotate the hue of red, green and blue planes in [0, 1] by `shift` (N,) turns, through HSV, without branches."""
+    r, g, b = planes
+    top, low = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
     spread = top - low
     safe = torch.where(spread == 0, 1.0, spread)
     hue = torch.where(top == r, (g - b) / safe, torch.where(top == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
     hue = hue + 6 * shift.view(-1, 1, 1)  # in sixths of a turn
-    channels = []
+    out = []
     for n in (5, 3, 1):
-        k = torch.remainder(n + hue, 6)
-        channels.append(top - spread * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, 1)
+        k = n + hue
+        k = k - 6 * torch.floor(k / 6)
+        out.append(top - spread * torch.minimum(k, 4 - k).clamp(0, 1))
+    return out

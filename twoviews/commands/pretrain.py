@@ -37,14 +37,18 @@ def pretrain(recipe: str, **overrides: Any) -> Path:
         ValueError: if a key or value is refused.
         InterruptedError: if a signal stopped the run; `resume=` goes on from its checkpoint.
     """
-    words = [
-        f"{key}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}" for key, value in overrides.items()
-    ]
-    cfg = config.load("pretrain", [f"recipe={recipe}", *words])
+    cfg = config.load("pretrain", [f"recipe={recipe}", *(_word(key, value) for key, value in overrides.items())])
     path, code = _pretrain(cfg)
     if code:
         raise InterruptedError(f"stopped by signal {code - 128}: pretrain({recipe!r}, resume={str(path)!r}) goes on")
     return path
+
+
+def _word(key: str, value: Any) -> str:
+    """`key=value` as it is typed: in quotes where a comma would mean several runs."""
+    if value is None or isinstance(value, bool):
+        return f"{key}={str(value).lower() if value is not None else 'null'}"
+    return f"{key}='{value}'" if isinstance(value, str) and "," in value and key not in config.PATH_KEYS else f"{key}={value}"
 
 
 def run(cfg: Config) -> int:
@@ -54,15 +58,16 @@ def run(cfg: Config) -> int:
 
 def _pretrain(cfg: Config) -> tuple[Path, int]:
     began = time.perf_counter()
-    probes = protocols.parse(cfg.probes)
     if cfg.resume:
         path = runs.find(cfg.resume, Path(cfg.runs_dir))
         cfg = _resumed(cfg, path)
+        probes = protocols.parse(cfg.probes)
         parts = build.build(cfg)
         seen = runs.read_json(path, runs.MANIFEST).get("data_digest")
         if seen != parts.dataset.digest:
             raise ValueError(f"resume={path}: the data differ from the run's (digest {parts.dataset.digest[:12]}, then {str(seen)[:12]})")
     else:
+        probes = protocols.parse(cfg.probes)
         parts = build.build(cfg)  # before the folder: what is refused leaves nothing behind
         name = f"{cfg.recipe}-{cfg.dataset}-{cfg.backbone}"
         path = runs.create(Path(cfg.runs_dir), name, yaml.safe_dump(dict(cfg), sort_keys=False))

@@ -1,0 +1,143 @@
+"""Views per second on one core: ours beside torchvision on PIL images and kornia, interleaved, with the second seed's settings.
+
+    python benchmarks/views.py [--json FILE]
+
+Settings: RandomResizedCrop to 32 x 32 (scale 0.2-1), flip, ColorJitter 0.4/0.4/0.4/0.1 with p 0.8, grayscale 0.2. All start from
+images in memory and end in float tensors. torchvision works on PIL images one by one, as in a DataLoader's worker; kornia and we on
+a batch of uint8 tensors. Every peer uses its own documented best settings: kornia is tried as it is and compiled, and its faster form
+is reported. One thread each; the median of interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torchvision
+from PIL import Image
+from torchvision import transforms
+
+from twoviews.device import compiler, cpu_name
+from twoviews.views import Views
+
+BATCH, ROUNDS = 512, 7
+SCALE, JITTER, GRAY = (0.2, 1.0), (0.4, 0.4, 0.4, 0.1), 0.2
+
+
+def pil(images: torch.Tensor) -> Callable[[], object]:
+    """The second seed's way: torchvision's transforms on each PIL image."""
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(32, scale=SCALE),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomApply([transforms.ColorJitter(*JITTER)], p=0.8),
+            transforms.RandomGrayscale(GRAY),
+            transforms.ToTensor(),
+        ]
+    )
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    return lambda: torch.stack([transform(picture) for picture in pictures])
+
+
+def kornia(images: torch.Tensor, compiled: bool) -> Callable[[], object]:
+    """kornia's batched augmentations, parameters per image."""
+    import kornia.augmentation as K
+
+    pipeline = K.AugmentationSequential(
+        K.RandomResizedCrop((32, 32), scale=SCALE),
+        K.RandomHorizontalFlip(p=0.5),
+        K.ColorJitter(*JITTER, p=0.8),
+        K.RandomGrayscale(p=GRAY),
+        data_keys=["input"],
+    )
+    run = torch.compile(pipeline) if compiled else pipeline
+    return lambda: run(images.float() / 255)
+
+
+def ours(images: torch.Tensor, compiled: bool) -> Callable[[], object]:
+    """One view of every image; the numbers are drawn too."""
+    views = Views(
+        image_shape=(3, 32, 32),
+        view_sizes=[32],
+        crop_scale=SCALE,
+        crop_ratio=(3 / 4, 4 / 3),
+        flip_p=0.5,
+        jitter_p=0.8,
+        brightness=JITTER[0],
+        contrast=JITTER[1],
+        saturation=JITTER[2],
+        hue=JITTER[3],
+        grayscale_p=GRAY,
+        blur_p=0.0,
+        blur_kernel=3,
+        blur_sigma=(0.1, 2.0),
+        solarize_p=0.0,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    run = torch.compile(views.__call__, dynamic=False) if compiled else views
+    step = iter(range(10**9))
+    return lambda: run(images, views.draw(0, next(step), len(images)))
+
+
+def measure(rivals: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Microseconds a view of each, round by round, so that a drift of the machine hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in rivals}
+    for name in [*rivals] * (ROUNDS + 1):
+        began = time.perf_counter()
+        rivals[name]()
+        times[name].append((time.perf_counter() - began) / BATCH * 1e6)
+    return {name: values[1:] for name, values in times.items()}  # the first round warms up
+
+
+def main() -> int:
+    """Print a Markdown table; write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (BATCH, 3, 8, 8), dtype=torch.uint8).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    rivals: dict[str, Callable[[], object]] = {"torchvision, PIL": pil(images), "kornia, eager": kornia(images, False)}
+    failed = {}
+    if compiler():
+        try:
+            warnings.simplefilter("ignore")
+            compiled = kornia(images, True)
+            compiled()
+            rivals["kornia, compiled"] = compiled
+        except Exception as error:  # a peer that cannot be compiled is reported, and stays in the table as it is
+            failed["kornia, compiled"] = f"{type(error).__name__}"
+        rivals["TwoViews, compiled"] = ours(images, True)
+        rivals["TwoViews, compiled"]()
+    rivals["TwoViews, eager"] = ours(images, False)
+    times = measure(rivals)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    best = medians.get("TwoViews, compiled", medians["TwoViews, eager"])
+    import kornia as peer
+
+    versions = (
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}, kornia {peer.__version__}, Python {platform.python_version()}"
+    )
+    print(f"{cpu_name()}, one thread; {versions}; batch {BATCH}, median of {ROUNDS} interleaved rounds\n")
+    print("| views | us a view | min-max | TwoViews is faster by |\n|:--|--:|--:|--:|")
+    for name, value in medians.items():
+        print(f"| {name} | {value:.1f} | {min(times[name]):.1f}-{max(times[name]):.1f} | {value / best:.1f} x |")
+    for name, why in failed.items():
+        print(f"| {name} | does not run: {why} | | |")
+    if arguments.json:
+        figures = {"cpu": cpu_name(), "versions": versions, "us_per_view": times, "failed": failed}
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""Known faults of the field, put into a copy of the package one at a time: each must fail a test.
+
+    python tests/mutants.py [part of a name]
+
+Most are faults that were published: in the seeds of this project, in its peers, or in the issues of both. A mutant that survives means
+that a test is missing. It is not collected by pytest; `make mutants` runs it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault: in `file` of the package `old`, which stands there once, becomes `new`; one of `tests` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    # losses
+    Mutant("own row is a negative", "losses.py", 'float("-inf")', "0.0", "test_losses.py"),
+    Mutant(
+        "cosine clamped at zero",
+        "losses.py",
+        "logits = z @ z.T / temperature",
+        "logits = (z @ z.T).clamp(min=1e-7) / temperature",
+        "test_losses.py",
+    ),
+    Mutant("pairs interleaved, rows stacked", "losses.py", "(anchors + shift * n) % rows", "(anchors ^ shift) % rows", "test_losses.py"),
+    Mutant("temperature multiplied", "losses.py", "z @ z.T / temperature", "z @ z.T * temperature", "test_losses.py"),
+    Mutant(
+        "loss summed over both directions",
+        "losses.py",
+        "-log_p.gather(1, positives).mean()",
+        "-2 * log_p.gather(1, positives).mean()",
+        "test_losses.py",
+    ),
+    Mutant(
+        "projections not normalised",
+        "losses.py",
+        "F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)",
+        "(z if z.dtype == torch.float64 else z.float())",
+        "test_losses.py",
+    ),
+    Mutant("normalised over the batch", "losses.py", "z.float(), dim=1)", "z.float(), dim=0)", "test_losses.py"),
+    Mutant(
+        "logits in bfloat16",
+        "losses.py",
+        "with torch.autocast(z.device.type, enabled=False):",
+        "with torch.autocast(z.device.type, torch.bfloat16):",
+        "test_losses.py",
+    ),
+    # learning rate and optimiser
+    Mutant(
+        "rate applied twice",
+        "optim.py",
+        "return rate if rate is not None else base * batch_size / 256",
+        "rate = rate if rate is not None else base * batch_size / 256; return rate * rate",
+        "test_optim.py",
+    ),
+    Mutant("rate scaled by 128", "optim.py", "base * batch_size / 256", "base * batch_size / 128", "test_optim.py"),
+    Mutant("warm-up starts at zero", "optim.py", "peak * (step + 1) / warmup", "peak * step / warmup", "test_optim.py"),
+    Mutant("horizon is an epoch, not the run", "optim.py", "max(1, steps - warmup)", "max(1, steps_per_epoch - warmup)", "test_optim.py"),
+    Mutant("floor ignored", "optim.py", "floor + (peak - floor)", "(peak - floor)", "test_optim.py"),
+    Mutant("norms never decayed", "optim.py", "if decay_norms:", "if False:", "test_optim.py"),
+    # views
+    Mutant("one crop for the batch", "views.py", "= self.crop_box(u)", "= self.crop_box(u[:1].expand_as(u))", "test_views.py"),
+    Mutant(
+        "both views alike",
+        "views.py",
+        "zip(u, self.view_sizes, strict=True)",
+        "zip(u[:1].expand_as(u), self.view_sizes, strict=True)",
+        "test_views.py",
+    ),
+    Mutant("never flipped", "views.py", 'u[:, COLUMN["flip"]] < self.flip_p', 'u[:, COLUMN["flip"]] < 0 * self.flip_p', "test_views.py"),
+    Mutant("reads beyond the crop", "views.py", "weight.clamp(min=0) * inside[:, None, :]", "weight.clamp(min=0)", "test_views.py"),
+    Mutant("no antialias", "views.py", "scale.clamp(min=1)", "scale.clamp(min=1, max=1)", "test_views.py"),
+    Mutant(
+        "one order of jitter for the batch", "views.py", "_ON, device=u.device)[order]", "_ON, device=u.device)[order * 0]", "test_views.py"
+    ),
+    Mutant("hue in degrees of the wrong sense", "views.py", "hue = hue + 6 * shift", "hue = hue - 6 * shift", "test_views.py"),
+    Mutant("contrast against black", "views.py", "_luma(planes).mean((1, 2), keepdim=True)", "0 * _luma(planes)", "test_views.py"),
+    Mutant("other weights of gray", "views.py", "LUMA = (0.2989, 0.587, 0.114)", "LUMA = (0.3333, 0.3333, 0.3334)", "test_views.py"),
+    Mutant(
+        "jitter always on",
+        "views.py",
+        'on = u[:, COLUMN["jitter"]] < self.jitter_p',
+        'on = u[:, COLUMN["jitter"]] < 2 * self.jitter_p',
+        "test_views.py",
+    ),
+    Mutant("views do not depend on the step", "views.py", "philox(seed, step, 1 + view", "philox(seed, 0, 1 + view", "test_views.py"),
+    # backbones
+    Mutant(
+        "stem pads by two",
+        "backbones.py",
+        "nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)",
+        "nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=2, bias=False)",
+        "test_backbones.py",
+    ),
+    Mutant("ImageNet stem on small images", "backbones.py", "if image_size <= 64:", "if image_size <= 16:", "test_backbones.py"),
+    Mutant("max-pooling kept", "backbones.py", "net.maxpool = nn.Identity()", "pass", "test_backbones.py"),
+    # read-outs
+    Mutant("probe in train mode", "probes/embed.py", "    module.eval()", "    module.train()", "test_probes.py"),
+    Mutant("modes not restored", "probes/embed.py", "part.training = mode", "part.training = False", "test_probes.py"),
+    Mutant("every k votes with all", "probes/knn.py", "votes[:, k - 1]", "votes[:, max(ks) - 1]", "test_probes.py"),
+    Mutant("neighbours by dot product", "probes/knn.py", "bank = F.normalize(bank, dim=1)", "bank = bank * 1.0", "test_probes.py"),
+    Mutant(
+        "weight decay chosen on the training rows",
+        "probes/linear.py",
+        ".accuracy(val_features, val_labels)",
+        ".accuracy(features, labels)",
+        "test_probes.py",
+    ),
+    Mutant("bias decayed", "probes/linear.py", "w[:, :-1].square().sum()", "w.square().sum()", "test_probes.py"),
+    Mutant(
+        "weight decay chosen on test",
+        "commands/evaluate.py",
+        '[data.split("train"), data.split("val"), data.split("test")]',
+        '[data.split("train"), data.split("test"), data.split("test")]',
+        "test_cli.py",
+    ),
+    Mutant("tuning reads the test set", "commands/evaluate.py", 'data.split("val")], "val"', 'data.split("test")], "val"', "test_cli.py"),
+    Mutant("monitor reads the test set", "train.py", 'parts.dataset.split("val")', 'parts.dataset.split("test")', "test_cli.py"),
+    # data
+    Mutant("val stays in train", "data/dataset.py", "rest[self.val_rows] = False", "rest[self.val_rows] = True", "test_data.py"),
+    Mutant(
+        "every epoch in one order",
+        "data/dataset.py",
+        "key=np.array([seed, epoch], np.uint64)",
+        "key=np.array([seed, 0], np.uint64)",
+        "test_data.py",
+    ),
+    # the loop, runs and configuration
+    Mutant("gradients pile up", "train.py", "optimizer.zero_grad(set_to_none=True)", "pass", "test_stored_losses.py"),
+    Mutant("labels handed to every method", "build.py", "if method.uses_labels else None", "if True else None", "test_cli.py"),
+    Mutant("optimiser not restored", "train.py", 'parts.optimizer.load_state_dict(state["optimizer"])', "pass", "test_resume.py"),
+    Mutant("metrics not cut back", "train.py", 'run.truncate_metrics(state["step"])', "pass", "test_resume.py"),
+    Mutant(
+        "checksum ignored",
+        "checkpoint.py",
+        "if hashlib.sha256(payload).hexdigest().encode() != head[len(MAGIC) :]:",
+        "if False:",
+        "test_runs.py",
+    ),
+    Mutant("checkpoints may run code", "checkpoint.py", "weights_only=True", "weights_only=False", "test_runs.py"),
+    Mutant("lock ignored", "runs.py", "fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "test_runs.py"),
+    Mutant("+key accepted", "config.py", "if key != bare:", "if False:", "test_config.py"),
+    Mutant("ranges ignored", "config.py", "if not RULES[key].accepts(value):", "if False:", "test_config.py"),
+]
+
+
+def run(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
+    """pytest on some files of a copy, stopping at the first failure."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    files = [f"tests/{name}" for name in tests.split()]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", "--tb=line", *files]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def copy(folder: Path) -> None:
+    """The package and its tests."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for name in ("twoviews", "tests", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "Makefile"):
+        shutil.copy(ROOT / name, folder / name)
+
+
+def try_mutant(mutant: Mutant) -> str | None:
+    """None if a test fails, otherwise why the mutant counts as alive."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        copy(folder)
+        path = folder / "twoviews" / mutant.file
+        source = path.read_text(encoding="utf-8")
+        if source.count(mutant.old) != 1:
+            return f"stands {source.count(mutant.old)} times in {mutant.file}, expected once"
+        path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+        done = run(folder, mutant.tests)
+        if done.returncode != 1:  # 1: a test failed; anything else is no verdict
+            return f"survives {mutant.tests} (pytest exit code {done.returncode})"
+    return None
+
+
+def main() -> int:
+    """Run the tests on the untouched copy, then on every mutant, two at a time."""
+    wanted = [m for m in MUTANTS if not sys.argv[1:] or sys.argv[1] in m.name]
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        copy(Path(scratch))
+        done = run(Path(scratch), " ".join(sorted({m.tests for m in wanted})))
+        if done.returncode:
+            print(done.stdout[-3000:])
+            print("the tests fail without any mutant")
+            return 1
+    alive = 0
+    with ThreadPoolExecutor(2) as pool:
+        for mutant, why in zip(wanted, pool.map(try_mutant, wanted), strict=True):
+            alive += why is not None
+            print(f"{'ALIVE' if why else 'killed':7} {mutant.name}{f': {why}' if why else ''}", flush=True)
+    print(f"{len(wanted) - alive} of {len(wanted)} mutants killed in {time.monotonic() - began:.0f} s")
+    return 1 if alive else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,510 @@
+"""The verbs from argv to files: what they print, what they leave behind, and what they must not see."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny as small
+import torch
+
+import twoviews
+from twoviews import build, config, runs
+from twoviews.cli import USAGE, main
+from twoviews.commands import evaluate, pretrain, report
+from twoviews.methods import METHODS
+from twoviews.probes.embed import embed
+
+RECIPE = {config.load("pretrain", [f"recipe={name}"]).method: name for name in config.RULES["recipe"].choices}  # a card of each method
+WITHOUT_LABELS = [name for name, method in METHODS.items() if not method.uses_labels]
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than a tiny run; the tests of the report do without this."""
+    monkeypatch.setattr(report, "write", lambda folder, parts: None)
+
+
+@pytest.fixture(scope="session")
+def two_seeds(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A folder with two finished runs that differ in their seed."""
+    runs_dir = tmp_path_factory.mktemp("seeds") / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write", lambda folder, parts: None)
+        assert main(["pretrain", *small.words(data, runs_dir, "max_steps=2"), "seed=0,1", "--multirun"]) == 0
+    return runs_dir
+
+
+def pretrained(data: Path, runs_dir: Path, *more: str, recipe: str = "fashion_thin") -> Path:
+    """Run `pretrain` in this process; its folder."""
+    assert main(["pretrain", *small.words(data, runs_dir, *more, recipe=recipe)]) == 0
+    return small.only_run(runs_dir)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line and exit code 2 with which a command is refused."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("twoviews: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def poisoned(tmp_path: Path, *, train: bool = False, test: bool = False, test_images: bool = False) -> Path:
+    """The data with every chosen label moved by one class, or with other test images."""
+    parts = small.arrays()
+    parts[1] = (parts[1] + train) % 10
+    parts[3] = (parts[3] + test) % 10
+    if test_images:
+        parts[2] = 255 - parts[2]
+    return small.write_idx(tmp_path / "poisoned", parts)
+
+
+def weights(path: Path) -> bytes:
+    """The backbone's file: equal runs have equal bytes."""
+    return (path / runs.BACKBONE).read_bytes()
+
+
+# ---- what cannot run ----
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]], ids=str)
+def test_nothing_and_help_print_the_usage(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    assert main(argv) == 0
+    assert capsys.readouterr().out == USAGE
+    assert all(f"twoviews {verb}" in USAGE for verb in config.VERBS)
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"twoviews \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "fashion_mnist"])
+def test_a_bad_data_folder_is_refused_and_leaves_no_run(capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: str) -> None:
+    words = small.words(tmp_path / "nowhere", tmp_path / "runs", f"dataset={dataset}")
+    assert str(tmp_path / "nowhere") in refused(capsys, "pretrain", *words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("batch_size=321", "batch_size=321: Fashion-MNIST has 320 images in train+val"),
+        ("min_learning_rate=1", "min_learning_rate=1: above the peak rate"),
+        ("warmup_epochs=1", "warmup_epochs=1: as long as the run"),
+        ("init=nowhere", "nowhere"),
+        ("run=latest", "no key 'run'"),
+        ("probes='knn,nosuch'", "probes"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_leaves_no_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny: list[str], word: str, says: str
+) -> None:
+    words = [w for w in tiny if w.partition("=")[0] != word.partition("=")[0]]
+    assert says in refused(capsys, "pretrain", *words, word)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, data: Path) -> None:
+    (tmp_path / "file").write_text("a file where the folder should be: root may write everywhere else")
+    assert f"runs_dir={tmp_path / 'file'}: cannot be written" in refused(capsys, "pretrain", *small.words(data, tmp_path / "file"))
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "report", "runs"])
+def test_verbs_that_need_a_run_say_so(capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str) -> None:
+    assert "no run" in refused(capsys, verb, f"runs_dir={tmp_path}").lower()
+
+
+def test_debug_gives_a_traceback_and_without_it_one_line(tmp_path: Path, tiny: list[str]) -> None:
+    argv = ["pretrain", *tiny, "batch_size=10000"]
+    argv.remove(f"batch_size={small.BATCH}")
+    plain, debug = small.command(tmp_path, *argv), small.command(tmp_path, *argv, "debug=true")
+    assert (plain.returncode, plain.stderr.count("\n")) == (2, 1)
+    assert debug.returncode == 1
+    assert debug.stderr.startswith("Traceback")
+
+
+def test_a_failure_while_running_is_one_line_and_exit_code_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny: list[str]
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("of a kind\nnobody foresaw")
+
+    monkeypatch.setattr(pretrain, "run", fail)
+    assert main(["pretrain", *tiny]) == 1
+    assert capsys.readouterr().err == "twoviews: RuntimeError: of a kind nobody foresaw (debug=true shows where)\n"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: list[str]
+) -> None:
+    simclr = METHODS["simclr"]
+    forward = simclr.forward
+    monkeypatch.setattr(simclr, "forward", lambda *args: (forward(*args)[0] * float("nan"), {}))
+    assert main(["pretrain", *tiny]) == 1
+    assert "FloatingPointError: loss nan at step 0" in capsys.readouterr().err
+    assert not (small.only_run(tmp_path / "runs") / runs.SUMMARY).exists()
+
+
+# ---- what a run leaves ----
+
+
+def test_a_finished_run_holds_its_files_and_no_others(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()} - {".lock", "checkpoint.previous"}
+    assert names == {
+        "config.yaml",
+        "manifest.json",
+        "metrics.jsonl",
+        "checkpoint",
+        "backbone.safetensors",
+        "summary.json",
+        "report.html",
+    }
+    assert re.fullmatch(r"fashion_thin-fashion_mnist-thin16-\d{8}-\d{6}-[0-9a-f]{6}", finished.name)
+
+
+def test_the_summary_has_a_row_a_protocol_and_kind_of_features(finished: Path) -> None:
+    summary = small.summary(finished)
+    rows = summary["readouts"]
+    keys = {"knn": {"k", "metric", "weights"}, "linear": {"solver", "weight_decay"}}
+    for row in rows:
+        assert set(row) == {"of", "probe", "features", "split", "accuracy", "seconds"} | keys[row["probe"]]
+        assert 0 <= row["accuracy"] <= 1
+        assert row["split"] == "test"
+        assert row["features"] == ("pixels" if row["of"] == "raw_pixels" else "h")
+        assert row["seconds"] >= 0
+    of_each = {of: [(row["probe"], row.get("k")) for row in rows if row["of"] == of] for of in ("raw_pixels", "untrained", "trained")}
+    expected = [("knn", k) for k in (1, 5, 10, 20, 200)] + [("linear", None)]
+    assert of_each == {"raw_pixels": expected, "untrained": expected, "trained": expected}
+    assert {"sec_per_epoch", "loss", "views_per_s", "peak_bytes", "steps", "seconds"} <= set(summary["train"])
+    assert summary["train"]["steps"] == 5
+    assert all(value > 0 for value in summary["train"].values())
+    about = {key: summary[key] for key in ("recipe", "method", "uses_labels", "backbone", "seed", "train_on", "epochs", "batch_size")}
+    assert about == {
+        "recipe": "fashion_thin",
+        "method": "simclr",
+        "uses_labels": False,
+        "backbone": "thin16",
+        "seed": 0,
+        "train_on": "train+val",
+        "epochs": 1,
+        "batch_size": small.BATCH,
+    }
+    assert summary["wall_seconds"] >= summary["train"]["seconds"]
+
+
+def test_the_manifest_says_where_and_how_it_ran(finished: Path) -> None:
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert manifest["versions"].keys() == {"twoviews", "torch", "torchvision", "numpy"}
+    assert (manifest["device"], manifest["threads"], manifest["precision"], manifest["compile"]) == ("cpu", 1, "fp32", False)
+    assert re.fullmatch(r"[0-9a-f]{64}", manifest["data_digest"])
+    assert {"command", "commit", "python", "system", "machine", "seed", "started"} <= set(manifest)
+
+
+def test_the_metrics_have_a_row_a_step(finished: Path) -> None:
+    rows = runs.metrics(finished)
+    assert [row["step"] for row in rows] == list(range(5))
+    assert [row["epoch"] for row in rows] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert all({"loss", "lr"} <= set(row) for row in rows)
+    assert {"views_per_s", "seconds"} <= set(rows[-1])
+
+
+class Links(HTMLParser):
+    """Everything that a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str]] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.found += [(name, value or "") for name, value in attrs if name in ("src", "href", "srcset", "action", "data", "poster")]
+
+
+def test_the_report_is_one_file_with_command_table_and_three_pictures(finished: Path) -> None:
+    html = (finished / "report.html").read_text(encoding="utf-8")
+    links = Links()
+    links.feed(html)
+    pictures = [value for name, value in links.found if name == "src"]
+    assert len(pictures) == 3
+    assert all(value.startswith("data:image/png;base64,") and len(value) > 2000 for value in pictures)
+    assert [name for name, value in links.found if not value.startswith("data:")] == []  # no external request
+    assert not re.search(r"@import|url\(", html)
+    assert not {"script", "link", "iframe"} & set(links.tags)
+    assert json.loads((finished / "manifest.json").read_text())["command"].split()[0] in html
+    for row in small.summary(finished)["readouts"]:
+        assert f"{100 * row['accuracy']:.1f}" in html
+    assert html.count("<tr>") == 1 + 6
+
+
+def test_names_in_the_report_are_escaped(tmp_path: Path, finished: Path) -> None:
+    parts = build.build(config.Config(config.load("pretrain", ["threads=1", "compile=false", "dataset=fashion_mini"])))
+    path = runs.create(tmp_path, "a", "title: <script>alert(1)</script>\n")
+    for name in (runs.SUMMARY, runs.MANIFEST, runs.METRICS):
+        text = (finished / name).read_text(encoding="utf-8")
+        (path / name).write_text(text.replace("Fashion-MNIST", "<img src=x onerror=alert(1)>"), encoding="utf-8")
+    with runs.RunFolder(path) as folder:
+        report.write(folder, parts)
+    html = (path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert "<img src=x" not in html
+    assert "&lt;img src=x" in html
+
+
+# ---- the other verbs ----
+
+
+def test_runs_lists_every_run_and_marks_unfinished_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path, two_seeds: Path) -> None:
+    assert main(["runs", f"runs_dir={two_seeds}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 2
+    assert all(path.name in "\n".join(lines) for path in two_seeds.iterdir())
+    unfinished = runs.create(tmp_path / "runs", "half", "seed: 0\n")
+    (unfinished / runs.METRICS).write_text('{"step": 6}\n')
+    assert main(["runs", f"runs_dir={tmp_path / 'runs'}"]) == 0
+    assert "unfinished, step 7" in capsys.readouterr().out
+
+
+def test_runs_compare_gives_mean_and_sample_deviation_over_seeds(capsys: pytest.CaptureFixture[str], two_seeds: Path) -> None:
+    accuracies = []
+    for path in two_seeds.iterdir():
+        rows = small.summary(path)["readouts"]
+        accuracies += [100 * row["accuracy"] for row in rows if row["of"] == "trained" and row.get("k") == 10]
+    assert len(accuracies) == 2
+    expected = f"{np.mean(accuracies):.1f} ± {np.std(accuracies, ddof=1):.1f}"
+    for form, cell in (("markdown", f"| {expected} |"), ("csv", f",{expected},"), ("latex", " " + expected.replace("±", r"$\pm$") + " &")):
+        assert main(["runs", "compare", f"runs_dir={two_seeds}", f"format={form}"]) == 0
+        out = capsys.readouterr().out
+        assert cell in out, form
+    assert main(["runs", "compare", f"runs_dir={two_seeds}"]) == 0
+    head, _, row = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
+    assert dict(zip(head, row, strict=False))["seeds"] == "2"
+
+
+def test_runs_best_is_the_run_with_the_best_headline(capsys: pytest.CaptureFixture[str], two_seeds: Path) -> None:
+    def headline(path: Path) -> float:
+        return next(r["accuracy"] for r in small.summary(path)["readouts"] if r["of"] == "trained" and r.get("k") == 10)
+
+    assert main(["runs", "best", f"runs_dir={two_seeds}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 1
+    shown = next(path for path in two_seeds.iterdir() if path.name in lines[-1])
+    assert headline(shown) == max(headline(path) for path in two_seeds.iterdir())
+
+
+def test_latex_and_csv_are_well_formed(capsys: pytest.CaptureFixture[str], two_seeds: Path) -> None:
+    import csv
+
+    assert main(["runs", f"runs_dir={two_seeds}", "format=csv"]) == 0
+    table = list(csv.reader(capsys.readouterr().out.splitlines()))
+    assert len({len(row) for row in table}) == 1
+    assert len(table) == 1 + 2
+    assert main(["runs", f"runs_dir={two_seeds}", "format=latex"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (lines[0][:15], lines[-1]) == (r"\begin{tabular}", r"\end{tabular}")
+    assert len({len(re.findall(r"(?<!\\)&", line)) for line in lines if line.endswith(r"\\")}) == 1
+    assert not re.search(r"(?<!\\)[_%#]", "\n".join(lines))
+
+
+def test_doctor_says_what_there_is_and_what_would_be_chosen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["doctor", f"runs_dir={tmp_path}", "threads=1", "device=cpu"]) == 0
+    out = capsys.readouterr().out
+    for word in ("chosen", "cpu (", "1 threads", torch.__version__, "GPU", "compiler", "GiB free", "Fashion-MNIST"):
+        assert word in out
+
+
+def test_evaluate_latest_replaces_rows_of_its_protocols_and_adds_others(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny: list[str], no_report: None
+) -> None:
+    assert main(["pretrain", *tiny]) == 0
+    path = small.only_run(tmp_path / "runs")
+    before, files = small.summary(path), weights(path)
+    argv = ["evaluate", "run=latest", f"runs_dir={tmp_path / 'runs'}", "threads=1", "precision=fp32", "compile=false", "device=cpu"]
+    assert main([*argv, "probes=knn"]) == 0
+    assert small.without_times(small.summary(path)["readouts"]) == small.without_times(before["readouts"])  # the same numbers again
+    assert main([*argv, "probes=linear"]) == 0
+    after = small.summary(path)
+    assert [row["probe"] for row in after["readouts"]].count("linear") == 3
+    assert [row["probe"] for row in after["readouts"]].count("knn") == 3 * 5
+    assert {key: value for key, value in after.items() if key != "readouts"} == {k: v for k, v in before.items() if k != "readouts"}
+    assert weights(path) == files
+    assert "| linear L-BFGS" in capsys.readouterr().out
+
+
+def test_report_latest_writes_the_file_again(tmp_path: Path, tiny: list[str]) -> None:
+    assert main(["pretrain", *tiny, "max_steps=1"]) == 0
+    html = small.only_run(tmp_path / "runs") / "report.html"
+    first = html.read_text(encoding="utf-8")
+    html.unlink()
+    assert main(["report", f"runs_dir={tmp_path / 'runs'}", "threads=1", "device=cpu"]) == 0
+    again = html.read_text(encoding="utf-8")
+    strip = re.compile(r"data:image/png;base64,[^\"]*")
+    assert strip.sub("", again) == strip.sub("", first)
+
+
+# ---- what must not be seen, and what must not change ----
+
+
+def test_wrong_test_labels_change_the_final_accuracy_and_nothing_else(finished: Path, tmp_path: Path, no_report: None) -> None:
+    other = pretrained(poisoned(tmp_path, test=True), tmp_path / "runs", "probes='knn,linear'")
+    assert weights(other) == weights(finished)
+    assert small.without_times(runs.metrics(other)) == small.without_times(runs.metrics(finished))
+    clean, wrong = small.summary(finished)["readouts"], small.summary(other)["readouts"]
+    assert all(
+        w["accuracy"] < c["accuracy"] for c, w in zip(clean, wrong, strict=True)
+    )  # ten classes moved by one: most answers turn wrong
+    for row in clean + wrong:
+        del row["accuracy"], row["seconds"]
+    assert wrong == clean  # the chosen weight decay too
+
+
+def test_a_run_that_tunes_never_touches_the_test_set(data: Path, tmp_path: Path, no_report: None) -> None:
+    words = ("train_on=train", "probes='knn,linear'", "probe_every=1", "max_steps=3")
+    clean = pretrained(data, tmp_path / "clean", *words)
+    wrong = pretrained(poisoned(tmp_path, test=True, test_images=True), tmp_path / "wrong", *words)
+    assert weights(wrong) == weights(clean)
+    assert small.without_times(small.summary(wrong)["readouts"]) == small.without_times(small.summary(clean)["readouts"])
+    assert {row["split"] for row in small.summary(clean)["readouts"]} == {"val"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_wrong_training_labels_reach_only_methods_that_use_labels(data: Path, tmp_path: Path, no_report: None, method: str) -> None:
+    words = ("probe_every=0.2", "max_steps=3")
+    clean = pretrained(data, tmp_path / "clean", *words, recipe=RECIPE[method])
+    parts = small.arrays()
+    parts[1] = np.roll(parts[1], 7)
+    parts[1][:5] = 3  # uneven classes too, so that another val split is drawn
+    wrong = pretrained(small.write_idx(tmp_path / "wrong data", parts), tmp_path / "wrong", *words, recipe=RECIPE[method])
+    assert (weights(wrong) == weights(clean)) == (method in WITHOUT_LABELS)
+    same_losses = [row["loss"] for row in runs.metrics(wrong)] == [row["loss"] for row in runs.metrics(clean)]
+    assert same_losses == (method in WITHOUT_LABELS)
+    probed = [[row[f"val_knn{10}"] for row in runs.metrics(path)] for path in (clean, wrong)]
+    assert probed[0] != probed[1]  # the labels were other ones
+
+
+def test_labels_are_handed_only_to_methods_that_use_them(data: Path, tmp_path: Path) -> None:
+    for method, name in RECIPE.items():
+        parts = build.build(config.load("pretrain", small.words(data, tmp_path, recipe=name)))
+        assert (parts.labels is not None) == METHODS[method].uses_labels
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_probing_at_every_step_trains_to_the_same_weights(data: Path, tmp_path: Path, no_report: None, method: str) -> None:
+    never = pretrained(data, tmp_path / "never", "probe_every=0", recipe=RECIPE[method])
+    always = pretrained(data, tmp_path / "always", "probe_every=0.2", recipe=RECIPE[method])
+    assert weights(always) == weights(never)
+    probed = [[name for name in row if name.startswith("val_knn")] for row in runs.metrics(always)]
+    assert probed == [["val_knn10"]] * 5
+    assert not any(name.startswith("val_knn") for row in runs.metrics(never) for name in row)
+
+
+def test_a_frozen_backbone_is_frozen(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None) -> None:
+    from twoviews import train
+
+    compared: list[str] = []
+
+    def state(parts: build.Parts) -> dict[str, Any]:
+        modes = {name: module.training for name, module in parts.method.named_modules()}
+        grads = {name: p.requires_grad for name, p in parts.method.named_parameters()}
+        return {"modes": modes, "grads": grads, **{name: t.clone() for name, t in parts.method.state_dict().items()}}
+
+    def watched(name: str, real: Callable[..., Any], parts_at: int) -> Callable[..., Any]:
+        def wrapper(*args: Any) -> Any:
+            before = state(args[parts_at])
+            out = real(*args)
+            after = state(args[parts_at])
+            assert before.keys() == after.keys()
+            assert all(torch.equal(b, after[k]) if isinstance(b, torch.Tensor) else b == after[k] for k, b in before.items()), name
+            assert any("running_mean" in k for k in before)
+            compared.append(name)
+            return out
+
+        return wrapper
+
+    monkeypatch.setattr(train, "monitor", watched("monitor", train.monitor, 0))
+    monkeypatch.setattr(evaluate, "read_outs", watched("read-outs", evaluate.read_outs, 1))
+    pretrained(data, tmp_path / "runs", "probe_every=0.4", "probes=fast")
+    assert compared == ["monitor", "monitor", "read-outs"]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(finished: Path, data: Path, tmp_path: Path, no_report: None) -> None:
+    assert weights(pretrained(data, tmp_path / "same")) == weights(finished)
+    assert weights(pretrained(data, tmp_path / "other", "seed=1")) != weights(finished)
+
+
+def test_the_backbone_is_kept_every_so_many_epochs(data: Path, tmp_path: Path, no_report: None) -> None:
+    path = pretrained(data, tmp_path / "runs", "epochs=2", "log_interval=1")
+    kept = sorted(p.name for p in path.glob("epoch-*"))
+    assert kept == ["epoch-1.safetensors", "epoch-2.safetensors"]
+    assert (path / kept[1]).read_bytes() == (path / runs.BACKBONE).read_bytes() != (path / kept[0]).read_bytes()
+
+
+# ---- the Python interface ----
+
+
+def test_the_names_of_the_python_interface_are_there() -> None:
+    from twoviews import Views, knn, linear, load_backbone, nt_xent, pretrain
+
+    assert set(twoviews.__all__) == {"Views", "nt_xent", "knn", "linear", "load_backbone", "pretrain"}
+    assert all(map(callable, (Views, nt_xent, knn, linear, load_backbone, pretrain)))
+    with pytest.raises(AttributeError, match="nosuch"):
+        twoviews.nosuch  # noqa: B018 - the look-up is the test
+
+
+def test_pretrain_from_python_is_the_command(finished: Path, data: Path, tmp_path: Path, no_report: None) -> None:
+    path = twoviews.pretrain(
+        "fashion_thin",
+        dataset="fashion_mnist",
+        data_dir=str(data),
+        backbone="thin16",
+        batch_size=64,
+        epochs=1,
+        probes="knn,linear",
+        probe_every=0,
+        threads=1,
+        compile=False,
+        precision="fp32",
+        device="cpu",
+        max_steps=None,
+        crop_scale=[0.3, 1.0],
+        runs_dir=tmp_path / "a, b=c",
+    )
+    assert path.parent == tmp_path / "a, b=c"
+    assert weights(path) == weights(finished)
+    with pytest.raises(ValueError, match="did you mean epochs"):
+        twoviews.pretrain("fashion_thin", epoch=1)
+
+
+def test_load_backbone_gives_the_runs_own_features(finished: Path, data: Path) -> None:
+    module = twoviews.load_backbone(finished)
+    assert not module.training
+    assert not any(p.requires_grad for p in module.parameters())
+    parts = build.build(config.load("pretrain", small.words(data, finished.parent, f"init={finished}")))
+    images = parts.dataset.test_images
+    with torch.no_grad():
+        h = module((images.float() / 255 - module.mean) / module.std)
+    torch.testing.assert_close(h, parts.embed(parts.method.backbone, images), rtol=1e-4, atol=1e-5)
+    mean, std = module.mean.flatten().tolist(), module.std.flatten().tolist()
+    again = embed(module, images, mean=mean, std=std, device=torch.device("cpu"), autocast=parts.machine.autocast)
+    row = twoviews.knn(again[:50], parts.dataset.test_labels[:50], again[50:], parts.dataset.test_labels[50:], ks=[1])
+    assert 0 <= row[1] <= 1
+
+
+@pytest.mark.parametrize("form", ["missing", "of another program"])
+def test_load_backbone_refuses_what_is_not_ours(tmp_path: Path, form: str) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "a.safetensors"
+    if form != "missing":
+        save_file({"w": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="no such file|not a file of TwoViews"):
+        twoviews.load_backbone(path)

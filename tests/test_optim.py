@@ -1,0 +1,177 @@
+"""Learning rates at the steps where they go wrong, weight decay where it belongs, and SGD against a hand-written loop."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from twoviews import build as parts_of
+from twoviews import config, optim, runs, train
+
+STEPS, PER_EPOCH, WARMUP = 1000, 100, 2.0
+
+
+def rate(step: int, **changes: Any) -> float:
+    keys: dict[str, Any] = {
+        "steps": STEPS,
+        "steps_per_epoch": PER_EPOCH,
+        "peak": 0.6,
+        "floor": 0.0,
+        "warmup_epochs": WARMUP,
+        "schedule": "cosine",
+        "unit": "step",
+    }
+    return optim.learning_rate(step, **{**keys, **changes})
+
+
+def test_warm_up_rises_in_equal_steps_from_the_first_share_to_the_peak() -> None:
+    trace = [rate(step) for step in range(200)]
+    assert trace[0] == pytest.approx(0.6 / 200)
+    assert trace[99] == pytest.approx(0.3)
+    assert trace[199] == pytest.approx(0.6)
+    assert all(b - a == pytest.approx(0.6 / 200) for a, b in itertools.pairwise(trace))
+
+
+def test_cosine_starts_at_the_peak_after_the_warm_up_and_ends_just_above_the_floor() -> None:
+    assert rate(200) == pytest.approx(0.6)
+    assert rate(600) == pytest.approx(0.3)  # half of the 800 steps after the warm-up
+    assert rate(999) == pytest.approx(0.3 * (1 + math.cos(math.pi * 799 / 800)))
+    assert 0 < rate(999) < 1e-5
+    falling = [rate(step) for step in range(200, STEPS)]
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_without_a_warm_up_step_0_takes_the_peak() -> None:
+    assert rate(0, warmup_epochs=0) == 0.6
+    assert rate(500, warmup_epochs=0) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.06, 0.6])
+def test_the_floor_is_absolute_and_never_undercut(floor: float) -> None:
+    trace = [rate(step, floor=floor) for step in range(200, STEPS)]
+    assert min(trace) >= floor
+    assert trace[-1] == pytest.approx(floor, abs=1e-5)
+    assert trace[400] == pytest.approx((0.6 + floor) / 2)
+
+
+def test_per_epoch_the_rate_changes_at_epoch_borders_only() -> None:
+    trace = [rate(step, unit="epoch", warmup_epochs=0) for step in range(STEPS)]
+    for epoch in range(10):
+        expected = 0.3 * (1 + math.cos(math.pi * epoch / 10))  # torch's CosineAnnealingLR stepped once an epoch
+        assert trace[epoch * 100 : (epoch + 1) * 100] == pytest.approx([expected] * 100)
+
+
+def test_per_epoch_equals_torchs_scheduler() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.6)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10, eta_min=0.01)
+    for epoch in range(10):
+        expected = optimizer.param_groups[0]["lr"]
+        assert rate(epoch * PER_EPOCH + 37, unit="epoch", warmup_epochs=0, floor=0.01) == pytest.approx(expected)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_constant_schedule_stays_at_the_peak_after_its_warm_up() -> None:
+    assert [rate(step, schedule="constant") for step in (0, 199, 200, 999)] == pytest.approx([0.003, 0.6, 0.6, 0.6])
+
+
+def test_a_warm_up_may_be_a_part_of_an_epoch() -> None:
+    assert rate(49, warmup_epochs=0.5) == pytest.approx(0.6)
+    assert rate(24, warmup_epochs=0.5) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"floor": 0.7}, {"floor": -0.1}, {"peak": -1.0}, {"schedule": "linear"}, {"unit": "iteration"}],
+)
+def test_a_rate_out_of_range_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="learning rate"):
+        rate(0, **changes)
+
+
+def test_the_rate_is_scaled_by_the_batch_once_and_a_given_rate_is_taken_as_it_is() -> None:
+    assert optim.resolve_learning_rate(None, 0.3, 512) == pytest.approx(0.6)
+    assert optim.resolve_learning_rate(None, 0.3, 256) == pytest.approx(0.3)
+    assert optim.resolve_learning_rate(0.6, 0.3, 512) == 0.6
+    assert optim.resolve_learning_rate(0.0, 0.3, 512) == 0.0
+
+
+def test_the_loop_steps_with_the_rate_that_was_scaled_once(tmp_path: Path) -> None:
+    words = "dataset=fashion_mini backbone=thin32 view_sizes=[8,8] batch_size=512 learning_rate=null base_learning_rate=0.3 warmup_epochs=0"
+    machine = f"device=cpu compile=false threads=1 precision=fp32 max_steps=1 probe_every=0 runs_dir={tmp_path}"
+    cfg = config.load("pretrain", [*words.split(), *machine.split()])
+    parts = parts_of.build(cfg)
+    with runs.RunFolder(runs.create(tmp_path, "rate", "{}")) as run:
+        train.fit(cfg, parts, run)
+        logged = runs.metrics(run.path)
+    assert parts.peak_rate == pytest.approx(0.6)
+    assert [row["lr"] for row in logged] == pytest.approx([0.6])
+    assert [group["lr"] for group in parts.optimizer.param_groups] == pytest.approx([0.6])
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+def optimizer_of(groups: list[dict[str, Any]], **changes: Any) -> torch.optim.Optimizer:
+    keys: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 1e-2, "decay_norms": False}
+    return optim.build(groups, **{**keys, **changes})
+
+
+@pytest.mark.parametrize("decay_norms", [True, False])
+def test_vectors_are_decayed_only_where_the_recipe_says_so(decay_norms: bool) -> None:
+    module = net()
+    optimizer = optimizer_of([{"params": module.parameters()}], decay_norms=decay_norms)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(module.parameters())) == len(decay)
+    for p in module.parameters():
+        assert decay[id(p)] == (1e-2 if decay_norms or p.ndim > 1 else 0.0)
+
+
+@pytest.mark.parametrize("decay_norms", [True, False])
+def test_a_group_keeps_its_own_keys(decay_norms: bool) -> None:
+    first, second = net(), net()
+    groups = [{"params": first.parameters()}, {"params": second.parameters(), "constant_lr": True}]
+    optimizer = optimizer_of(groups, decay_norms=decay_norms)
+    constant = {id(p) for group in optimizer.param_groups if group.get("constant_lr") for p in group["params"]}
+    assert constant == {id(p) for p in second.parameters()}
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+def test_sgd_equals_a_hand_written_loop(nesterov: bool, weight_decay: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(3, 2, dtype=torch.float64, generator=generator)
+    target = torch.randn(3, 2, dtype=torch.float64, generator=generator)
+    parameter = nn.Parameter(w.clone())
+    optimizer = optimizer_of([{"params": [parameter]}], weight_decay=weight_decay, nesterov=nesterov, decay_norms=True)
+    velocity = torch.zeros_like(w)
+    for step in range(25):
+        lr = rate(step, steps=25, steps_per_epoch=5, peak=0.3, floor=0.01, warmup_epochs=1)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        (0.5 * (parameter - target).square().sum()).backward()
+        optimizer.step()
+
+        gradient = w - target + weight_decay * w
+        velocity = 0.9 * velocity + gradient
+        w = w - lr * (gradient + 0.9 * velocity if nesterov else velocity)
+        torch.testing.assert_close(parameter.detach(), w, rtol=1e-12, atol=1e-14)
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(ValueError, match="'adam'"):
+        optimizer_of([{"params": [nn.Parameter(torch.zeros(1))]}], optimizer="adam")
+
+
+@pytest.mark.parametrize("changes", [{"momentum": -0.1}, {"momentum": 1.0}, {"weight_decay": -1.0}, {"momentum": 0.0, "nesterov": True}])
+def test_values_out_of_range_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"momentum|weight_decay|[Nn]esterov"):
+        optimizer_of([{"params": [nn.Parameter(torch.zeros(1))]}], **changes)

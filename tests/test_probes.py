@@ -1,0 +1,424 @@
+"""Read-outs against scikit-learn, the frozen backbone, and what must never see the test set."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twoviews.backbones import ThinResNet
+from twoviews.probes import protocols
+from twoviews.probes.diagnostics import rankme, spread
+from twoviews.probes.embed import embed, pixels
+from twoviews.probes.knn import KS, knn
+from twoviews.probes.linear import DECAYS, Linear, Problem, linear
+
+# By name: `twoviews.probes.knn` may be the module or a function of that name, whichever was bound last.
+KNN_MODULE, EMBED_MODULE = (importlib.import_module(f"twoviews.probes.{name}") for name in ("knn", "embed"))
+
+
+def blobs(n: int, d: int, classes: int, *, seed: int, apart: float = 1.0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Noisy points around one centre a class; the centres do not depend on the seed."""
+    centres = torch.randn(classes, d, generator=torch.Generator().manual_seed(99), dtype=torch.float64) * apart
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (n,), generator=generator)
+    return (centres[labels] + torch.randn(n, d, generator=generator, dtype=torch.float64)).to(dtype), labels
+
+
+# --- kNN ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 5, 10, 20, 200])
+def test_knn_votes_as_scikit_learn(k: int) -> None:
+    bank, labels = blobs(600, 12, 7, seed=0, apart=0.4)
+    queries, query_labels = blobs(300, 12, 7, seed=1, apart=0.4)
+    theirs = KNeighborsClassifier(k, metric="cosine", weights="uniform", algorithm="brute").fit(bank.numpy(), labels.numpy())
+    assert knn(bank, labels, queries, query_labels, ks=[k])[k] == pytest.approx(
+        theirs.score(queries.numpy(), query_labels.numpy()), abs=1e-12
+    )
+    predicted = torch.from_numpy(theirs.predict(queries.numpy()))
+    assert knn(bank, labels, queries, predicted, ks=[k])[k] == 1.0, "each single prediction is the same"
+
+
+def test_one_search_serves_every_k() -> None:
+    bank, labels = blobs(400, 8, 5, seed=0, apart=0.4)
+    queries, query_labels = blobs(100, 8, 5, seed=1, apart=0.4)
+    together = knn(bank, labels, queries, query_labels)
+    assert tuple(together) == KS
+    for k in KS:
+        assert knn(bank, labels, queries, query_labels, ks=[k]) == {k: together[k]}
+
+
+def test_the_size_of_the_chunks_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, labels = blobs(200, 8, 5, seed=0, apart=0.4)
+    queries, query_labels = blobs(50, 8, 5, seed=1, apart=0.4)
+    whole = knn(bank, labels, queries, query_labels, ks=[1, 10])
+    monkeypatch.setattr(KNN_MODULE, "QUERIES", 7)
+    assert knn(bank, labels, queries, query_labels, ks=[1, 10]) == whole
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]])
+def test_a_tie_goes_to_the_smallest_label_wherever_it_stands(order: list[int]) -> None:
+    angles = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)  # nearest first
+    bank, labels = torch.stack([angles.cos(), angles.sin()], 1)[order], torch.tensor([4, 2, 2, 4])[order]
+    query = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    votes = {k: next(c for c in range(5) if knn(bank, labels, query, torch.tensor([c]), ks=[k])[k]) for k in (1, 2, 3, 4)}
+    assert votes == {1: 4, 2: 2, 3: 2, 4: 2}
+
+
+def test_knn_goes_by_the_angle_not_by_the_distance() -> None:
+    bank = torch.tensor([[100.0, 1.0], [0.0, 1.1]])  # the first points along the query, the second lies near it
+    assert knn(bank, torch.tensor([0, 1]), torch.tensor([[1.0, 0.0]]), torch.tensor([0]), ks=[1]) == {1: 1.0}
+
+
+def test_a_class_that_the_bank_lacks_is_a_miss() -> None:
+    bank, labels = blobs(40, 4, 3, seed=0)
+    assert knn(bank, labels, bank, torch.full((40,), 7), ks=[1, 5]) == {1: 0.0, 5: 0.0}
+    assert knn(bank, labels, bank, labels, ks=[1]) == {1: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ks": [11]}, "every k"),
+        ({"ks": [0]}, "every k"),
+        ({"ks": []}, "every k"),
+        ({"bank": torch.ones(10, 3)}, "expected features"),
+        ({"bank": torch.ones(10)}, "expected features"),
+        ({"bank_labels": torch.zeros(9, dtype=torch.int64)}, "labels"),
+        ({"query_labels": torch.zeros(3, dtype=torch.int64)}, "labels"),
+        ({"queries": torch.ones(0, 2), "query_labels": torch.zeros(0, dtype=torch.int64)}, "labels"),
+        ({"bank": torch.ones(0, 2), "bank_labels": torch.zeros(0, dtype=torch.int64)}, "rows of the bank"),
+        ({"bank": torch.full((10, 2), float("nan"))}, "NaN"),
+        ({"queries": torch.full((4, 2), float("inf"))}, "infinite"),
+    ],
+)
+def test_knn_refuses_what_does_not_fit(changes: dict[str, Any], message: str) -> None:
+    zeros = torch.zeros(10, dtype=torch.int64)
+    arguments: dict[str, Any] = {
+        "bank": torch.ones(10, 2),
+        "bank_labels": zeros,
+        "queries": torch.ones(4, 2),
+        "query_labels": zeros[:4],
+        "ks": [1],
+    }
+    assert knn(**arguments) == {1: 1.0}
+    with pytest.raises(ValueError, match=message):
+        knn(**{**arguments, **changes})
+
+
+# --- the linear probe -----------------------------------------------------------------------------------------------
+
+
+def fit(features: Tensor, labels: Tensor, *, classes: int, decay: float, start: Tensor | None = None) -> Linear:
+    problem = Problem(features, labels, classes)
+    return problem.probe(problem.solve(decay, start))
+
+
+def objective(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, decay: float) -> float:
+    return (F.cross_entropy(x @ weight.T + bias, labels) + decay / 2 * weight.square().sum()).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("decay", DECAYS)
+def test_the_linear_probe_reaches_scikit_learns_optimum_and_accuracy(decay: float, dtype: torch.dtype) -> None:
+    scales = torch.logspace(-2, 2, 12, dtype=torch.float64)  # standardisation has to undo them
+    (features, labels), (test, test_labels) = (blobs(n, 12, 4, seed=seed, apart=0.7) for n, seed in ((400, 0), (300, 1)))
+    features, test = features * scales + 3, test * scales + 3
+    probe = fit(features.to(dtype), labels, classes=4, decay=decay)
+
+    scaler = StandardScaler().fit(features.numpy())
+    x = torch.from_numpy(scaler.transform(features.numpy()))
+    theirs = LogisticRegression(C=1 / (len(x) * decay), tol=1e-10, max_iter=10_000).fit(x.numpy(), labels.numpy())
+    best = objective(x, labels, torch.from_numpy(theirs.coef_), torch.from_numpy(theirs.intercept_), decay)
+    weight = probe.weight.double() * torch.from_numpy(scaler.scale_)
+    bias = probe.bias.double() + probe.weight.double() @ torch.from_numpy(scaler.mean_)
+    assert objective(x, labels, weight, bias, decay) == pytest.approx(best, rel=1e-4)
+    score = theirs.score(scaler.transform(test.numpy()), test_labels.numpy())
+    assert probe.accuracy(test.to(dtype), test_labels) == pytest.approx(score, abs=1.01 / len(test))
+
+
+def test_scales_and_shifts_of_the_features_do_not_matter() -> None:
+    features, labels = blobs(200, 6, 3, seed=0)
+    moved = features * torch.logspace(-3, 3, 6, dtype=torch.float64) - 7
+    plain, other = (fit(x, labels, classes=3, decay=1e-2) for x in (features, moved))
+    logits = F.linear(features, plain.weight, plain.bias)
+    torch.testing.assert_close(F.linear(moved, other.weight, other.bias), logits, rtol=1e-3, atol=1e-3)
+
+
+def test_the_bias_is_not_decayed() -> None:
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    probe = fit(torch.randn(100, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64), labels, classes=2, decay=1e3)
+    assert (probe.bias[0] - probe.bias[1]).item() == pytest.approx(np.log(9), rel=1e-3), "with no weights left, the classes' own shares"
+
+
+def test_the_optimum_does_not_depend_on_the_start() -> None:
+    features, labels = blobs(200, 6, 3, seed=0)
+    start = torch.randn(3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before = start.clone()
+    cold, warm = fit(features, labels, classes=3, decay=1e-2), fit(features, labels, classes=3, decay=1e-2, start=start)
+    torch.testing.assert_close(warm.weight, cold.weight, rtol=1e-3, atol=1e-3)
+    assert torch.equal(start, before)
+
+
+@pytest.mark.parametrize("rows", [5, 30])
+def test_fewer_rows_than_dimensions_and_repeated_features_are_fitted(rows: int) -> None:
+    features, labels = blobs(rows, 12, 2, seed=0, dtype=torch.float32)
+    probe = fit(torch.cat([features, features], 1), labels, classes=2, decay=1e-3)
+    assert torch.isfinite(probe.weight).all()
+    assert probe.accuracy(torch.cat([features, features], 1), labels) == 1.0
+
+
+def test_the_decay_is_the_best_on_val_and_the_last_fit_sees_both() -> None:
+    features, labels = blobs(60, 40, 4, seed=0, apart=0.35)  # few rows, many dimensions: the decay matters
+    val_features, val_labels = blobs(200, 40, 4, seed=1, apart=0.35)
+    on_val = {decay: fit(features, labels, classes=4, decay=decay).accuracy(val_features, val_labels) for decay in DECAYS}
+    assert len(set(on_val.values())) > 1, "the candidates must differ"
+    probe, chosen = linear(features, labels, val_features, val_labels, classes=4)
+    assert on_val[chosen] == max(on_val.values())
+    both = fit(torch.cat([features, val_features]), torch.cat([labels, val_labels]), classes=4, decay=chosen)
+    torch.testing.assert_close(probe.weight, both.weight, rtol=1e-2, atol=1e-3)
+    test, _ = blobs(20, 40, 4, seed=2, apart=0.35)
+    train_only = fit(features, labels, classes=4, decay=chosen)
+    assert not torch.allclose(F.linear(test, probe.weight), F.linear(test, train_only.weight), rtol=1e-2, atol=1e-2)
+
+
+def test_equally_good_decays_give_the_strongest() -> None:
+    features, labels = blobs(100, 4, 3, seed=0, apart=50.0)
+    assert linear(features, labels, features, labels, classes=3)[1] == max(DECAYS)
+
+
+def test_separable_blobs_are_solved() -> None:
+    probe, _ = linear(*blobs(200, 8, 5, seed=0, apart=8.0), *blobs(50, 8, 5, seed=1, apart=8.0), classes=5)
+    assert probe.accuracy(*blobs(200, 8, 5, seed=2, apart=8.0)) == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_constant_features_change_nothing(dtype: torch.dtype) -> None:
+    features, labels = blobs(100, 4, 3, seed=0, dtype=dtype)
+    constants = torch.tensor([0.0, 1.0, 12345.678], dtype=dtype).expand(100, 3)
+    plain = fit(features, labels, classes=3, decay=1e-2)
+    wider = fit(torch.cat([features, constants], 1), labels, classes=3, decay=1e-2)
+    assert torch.isfinite(wider.weight).all()
+    torch.testing.assert_close(wider.weight[:, :4], plain.weight, rtol=1e-2, atol=1e-3)
+    assert wider.accuracy(torch.cat([features, constants], 1), labels) == plain.accuracy(features, labels)
+
+
+def test_a_class_missing_from_the_rows_is_never_predicted() -> None:
+    features, labels = blobs(100, 6, 4, seed=0)
+    kept = labels != 2
+    probe, _ = linear(features[kept], labels[kept], features[kept], labels[kept], classes=5)
+    predicted = F.linear(features, probe.weight, probe.bias).argmax(1)
+    assert probe.weight.shape == (5, 6)
+    assert set(predicted.tolist()) == {0, 1, 3}
+
+
+def test_the_probe_fits_inside_no_grad_and_returns_no_graph() -> None:
+    features, labels = blobs(50, 4, 3, seed=0, apart=5.0)
+    with torch.no_grad():
+        probe = fit(features, labels, classes=3, decay=1e-2)
+    assert not probe.weight.requires_grad
+    assert probe.accuracy(features, labels) > 0.95
+
+
+def test_accuracy_is_the_share_of_right_rows() -> None:
+    probe = Linear(torch.eye(3), torch.tensor([0.0, 0.0, 0.5]))
+    assert probe.accuracy(torch.eye(3), torch.tensor([0, 1, 2])) == 1.0
+    assert probe.accuracy(torch.zeros(4, 3), torch.tensor([2, 2, 2, 0])) == 0.75
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": torch.ones(10)},
+        {"labels": torch.zeros(9, dtype=torch.int64)},
+        {"features": torch.ones(0, 2), "labels": torch.zeros(0, dtype=torch.int64)},
+        {"features": torch.full((10, 2), float("nan"))},
+        {"val_features": torch.full((4, 2), float("inf"), dtype=torch.float64)},
+        {"val_features": torch.ones(4, 3)},
+        {"val_labels": torch.zeros(3, dtype=torch.int64)},
+        {"val_labels": torch.zeros(1, dtype=torch.int64)},
+        {"val_features": torch.ones(0, 2), "val_labels": torch.zeros(0, dtype=torch.int64)},
+        {"decays": ()},
+        {"decays": (1e-2, 0.0)},
+    ],
+    ids=["vector", "labels", "empty", "nan", "val inf", "val width", "val labels", "one label", "val empty", "no decay", "decay 0"],
+)
+def test_linear_refuses_what_does_not_fit(changes: dict[str, Any]) -> None:
+    features, labels = blobs(10, 2, 2, seed=0)
+    arguments: dict[str, Any] = {
+        "features": features,
+        "labels": labels,
+        "val_features": features[:4],
+        "val_labels": labels[:4],
+        "classes": 2,
+    }
+    linear(**arguments)
+    with pytest.raises(ValueError, match="linear"):
+        linear(**{**arguments, **changes})
+
+
+# --- protocols ------------------------------------------------------------------------------------------------------
+
+
+def test_poisoned_test_labels_change_nothing_but_the_accuracy() -> None:
+    train, val, test = blobs(300, 8, 4, seed=0, apart=0.5), blobs(60, 8, 4, seed=1, apart=0.5), blobs(100, 8, 4, seed=2, apart=0.5)
+
+    def rows(labels: Tensor) -> list[dict[str, Any]]:
+        return protocols.read_out(("knn", "linear"), of="trained", features="h", train=train, val=val, test=(test[0], labels), classes=4)
+
+    def apart_from_accuracy(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{key: value for key, value in row.items() if key not in ("accuracy", "seconds")} for row in rows]
+
+    honest, poisoned = rows(test[1]), rows(torch.zeros_like(test[1]))
+    assert apart_from_accuracy(honest) == apart_from_accuracy(poisoned)
+    solved, decay = linear(*train, *val, classes=4)
+    shares = [(F.linear(test[0], solved.weight, solved.bias).argmax(1) == label).float().mean().item() for label in range(4)]
+    assert poisoned[-1]["accuracy"] == pytest.approx(shares[0]), "the same predictions, scored against other labels"
+    assert poisoned[-1]["weight_decay"] == decay
+    assert honest[-1]["accuracy"] > poisoned[-1]["accuracy"]
+
+
+def test_every_row_says_its_protocol() -> None:
+    train, val, test = blobs(150, 8, 4, seed=0), blobs(30, 8, 4, seed=1), blobs(40, 8, 4, seed=2)
+    rows = protocols.read_out(("knn", "linear"), of="untrained", features="h", train=train, val=val, test=test, classes=4)
+    assert [row["probe"] for row in rows] == ["knn"] * 4 + ["linear"], "k = 200 does not fit 180 rows"
+    assert [row["k"] for row in rows[:-1]] == [1, 5, 10, 20]
+    for row in rows:
+        assert (row["of"], row["features"], row["split"]) == ("untrained", "h", "test")
+        assert 0 <= row["accuracy"] <= 1
+        assert row["seconds"] >= 0
+    assert all((row["metric"], row["weights"]) == ("cosine", "uniform") for row in rows[:-1])
+    assert (rows[-1]["solver"], rows[-1]["weight_decay"] in DECAYS) == ("lbfgs", True)
+    assert [protocols.protocol(row) for row in (rows[2], rows[-1])] == ["kNN k=10 cosine uniform", "linear L-BFGS, decay chosen on val"]
+
+
+def test_the_bank_of_the_neighbours_is_train_and_val() -> None:
+    train = (torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    val = (torch.tensor([[0.0, 1.0]]), torch.tensor([1]))
+    (row,) = protocols.read_out(("knn",), of="trained", features="h", train=train, val=val, test=val, classes=2)
+    assert (row["k"], row["accuracy"]) == (1, 1.0)
+
+
+def test_names_of_probes_are_parsed_or_refused() -> None:
+    assert protocols.parse("fast") == ("knn", "linear")
+    assert protocols.parse("linear, knn") == ("linear", "knn")
+    with pytest.raises(ValueError, match="'knnn'"):
+        protocols.parse("knn,knnn")
+
+
+# --- features -------------------------------------------------------------------------------------------------------
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def features_of(module: nn.Module, images: Tensor) -> Tensor:
+    return embed(module, images, mean=MEAN, std=STD, device=torch.device("cpu"), autocast=contextlib.nullcontext)
+
+
+def trained_net() -> ThinResNet:
+    """A small net whose BatchNorm has statistics of its own."""
+    torch.manual_seed(0)
+    net = ThinResNet(in_channels=3, widths=(8, 16), blocks=(1, 1), stem_stride=1)
+    for _ in range(3):
+        net.train()(torch.randn(16, 3, 8, 8) * 2 + 1)
+    return net
+
+
+def some_images(n: int) -> Tensor:
+    return torch.randint(0, 256, (n, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def test_embedding_leaves_every_parameter_and_buffer_bit_identical_and_restores_the_modes() -> None:
+    net = trained_net().train()
+    net.layer1.eval()  # a part that its owner froze
+    net.conv1.weight.requires_grad_(False)
+    state, modes = copy.deepcopy(net.state_dict()), [part.training for part in net.modules()]
+    assert any(key.endswith("num_batches_tracked") for key in state)
+    features = features_of(net, some_images(20))
+    assert all(torch.equal(tensor, state[key]) for key, tensor in net.state_dict().items())
+    assert [part.training for part in net.modules()] == modes
+    assert [p.requires_grad for p in net.parameters()].count(False) == 1
+    assert all(p.grad is None for p in net.parameters())
+    assert not features.requires_grad
+
+
+def test_features_are_those_of_the_running_statistics_on_normalised_whole_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, images = trained_net(), some_images(20)
+    x = (images.float() / 255 - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
+    with torch.no_grad():
+        expected = copy.deepcopy(net).eval()(x)
+    monkeypatch.setattr(EMBED_MODULE, "CHUNK", 6)
+    features = features_of(net, images)
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_float64_module_is_fed_float64_and_gives_float32_features() -> None:
+    net, images = trained_net(), some_images(5)
+    torch.testing.assert_close(features_of(copy.deepcopy(net).double(), images), features_of(net, images), rtol=1e-4, atol=1e-5)
+    assert features_of(copy.deepcopy(net).double(), images).dtype == torch.float32
+
+
+def test_features_that_are_not_finite_are_refused_and_the_modes_restored() -> None:
+    net = trained_net().train()
+    with torch.no_grad():
+        net.conv1.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="4 of 4 images"):
+        features_of(net, some_images(4))
+    assert net.training
+
+
+def test_the_modes_are_restored_where_the_module_fails() -> None:
+    net = trained_net().train()
+    with pytest.raises(RuntimeError):
+        embed(net, some_images(4)[:, :1], mean=(0.5,), std=(0.5,), device=torch.device("cpu"), autocast=contextlib.nullcontext)
+    assert all(part.training for part in net.modules())
+
+
+def test_pixels_are_rows_in_the_unit_interval() -> None:
+    images = some_images(3)
+    assert pixels(images).shape == (3, 192)
+    torch.testing.assert_close(pixels(images)[1], images[1].reshape(-1) / 255)
+
+
+# --- diagnostics ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [8, 128])
+def test_the_spread_of_a_gaussian_is_1_and_of_a_collapse_0(d: int) -> None:
+    z = torch.randn(2000, d, generator=torch.Generator().manual_seed(0))
+    assert spread(z) == pytest.approx(1, abs=0.03)
+    assert spread(z * 1e-3) == pytest.approx(spread(z), rel=1e-4)
+    one = torch.randn(1, d, generator=torch.Generator().manual_seed(1))
+    assert spread(one.expand(2000, d)) == pytest.approx(0, abs=1e-5)
+    assert spread(one * torch.linspace(1, 9, 2000)[:, None]) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("r", [1, 3, 10])
+def test_rankme_of_data_of_rank_r_is_about_r(r: int) -> None:
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((rows, r)))[0] for rows in (500, 32))
+    assert rankme(torch.from_numpy(left @ right.T)) == pytest.approx(r, rel=1e-3)
+
+
+def test_rankme_of_full_rank_is_near_the_width_and_scale_free() -> None:
+    z = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
+    assert 15.8 < rankme(z) <= 16.01
+    assert rankme(z * 1e-4) == pytest.approx(rankme(z), rel=1e-6)
+
+
+def test_rankme_equals_its_formula() -> None:
+    z = torch.diag(torch.tensor([4.0, 2.0, 1.0, 1.0], dtype=torch.float64))
+    p = np.array([0.5, 0.25, 0.125, 0.125]) + 1e-7
+    assert rankme(z) == pytest.approx(float(np.exp(-(p * np.log(p)).sum())), rel=1e-9)

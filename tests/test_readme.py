@@ -1,0 +1,113 @@
+"""What README.md says can be typed and is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from twoviews import config
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, flags=re.M | re.S)
+
+
+def lines(program: str) -> list[list[str]]:
+    """The words of every command line of a program in the bash blocks, comments off, continued lines joined."""
+    joined = "\n".join(blocks("bash")).replace("\\\n", " ")
+    found = [shlex.split(line.removeprefix("$ "), comments=True) for line in joined.splitlines()]
+    return [words[1:] for words in found if words and words[0] == program]
+
+
+def accept(words: list[str]) -> None:
+    """Raise ValueError, as the command line does, if a command would be refused."""
+    if not words or words[0] in ("--help", "--version"):
+        return
+    verb, rest = words[0], words[1:]
+    if verb not in config.VERBS:
+        raise ValueError(f"{verb}: no such verb")
+    if verb == "runs" and rest and rest[0] in ("list", "best", "compare"):
+        rest = [f"view={rest[0]}", *rest[1:]]
+    flags = [word for word in rest if word in config.FLAGS]
+    config.check(verb, [word for word in rest if word not in flags], sweep="--multirun" in flags)
+    if not flags:
+        config.load(verb, rest)
+
+
+def test_the_readme_shows_the_main_verbs() -> None:
+    verbs = {words[0] for words in lines("twoviews") if words}
+    assert {"pretrain", "evaluate", "runs"} <= verbs
+
+
+def test_every_command_of_the_readme_is_accepted() -> None:
+    refused = []
+    for words in lines("twoviews"):
+        try:
+            accept(words)
+        except ValueError as error:
+            refused.append(str(error))
+    assert refused == []
+    assert lines("twoviews")
+
+
+def test_a_command_with_a_typo_would_be_seen() -> None:
+    for words in (["pretrain", "recipe=nosuch"], ["pretrain", "epoch=1"], ["train"], ["pretrain", "seed=0,1"]):
+        with pytest.raises(ValueError, match=r"\w"):
+            accept(words)
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), flags=re.M))
+    named = {word for words in lines("make") for word in words if "=" not in word and not word.startswith("-")}
+    assert named
+    assert named <= targets
+
+
+def tree() -> tuple[set[str], set[str]]:
+    """Paths that the tree in the README names: files and folders, as its indentation nests them."""
+    (block,) = [text for text in blocks("text") if re.search(r"^twoviews/", text, flags=re.M)]
+    files: set[str] = set()
+    stack: list[tuple[int, str]] = []
+    for line in block.splitlines():
+        # box drawing characters count as indentation; two or more spaces, or a '#', part the names from what is said of them
+        indented = re.sub(r"[│├└─]", " ", line)
+        stripped = indented.strip()
+        if not stripped:
+            continue
+        depth = len(indented) - len(indented.lstrip())
+        while stack and stack[-1][0] >= depth:
+            stack.pop()
+        parent = stack[-1][1] if stack else ""
+        names = re.split(r"\s{2,}|\s#", stripped)[0].split()
+        for name in names:
+            files.add(parent + name)
+        if len(names) == 1 and names[0].endswith("/"):
+            stack.append((depth, parent + names[0]))
+            said = stripped.removeprefix(names[0])  # what is said of a folder names what lies in it
+            files |= {parent + names[0] + name for name in re.findall(r"(?<![\w/.])(?:\w+/|[\w-]+\.(?:py|yaml|html))(?!\w)", said)}
+    return {f for f in files if not f.endswith("/")}, {f for f in files if f.endswith("/")}
+
+
+def test_the_tree_names_only_what_exists() -> None:
+    files, folders = tree()
+    assert files
+    assert [name for name in sorted(files) if not (ROOT / name).is_file()] == []
+    assert [name for name in sorted(folders) if not (ROOT / name).is_dir()] == []
+
+
+def test_the_tree_names_every_module() -> None:
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "twoviews").rglob("*.py") if not path.name.startswith("__")}
+    assert modules - tree()[0] == set()
+
+
+def test_links_to_local_files_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", TEXT) + re.findall(r"(?:src|href)=\"([^\"]+)\"", TEXT)
+    local = {link.partition("#")[0] for link in links if not re.match(r"[a-z]+:", link)} - {""}
+    assert [link for link in sorted(local) if not (ROOT / link).exists()] == []

@@ -1,0 +1,293 @@
+"""A run that was stopped and went on is the run that was not stopped: every bit, at every step, however it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny as small
+import torch
+from torch import Tensor
+
+from twoviews import build, checkpoint, config, runs, train
+from twoviews.cli import main
+from twoviews.commands import report
+from twoviews.methods import METHODS
+
+STEPS = 12
+RECIPE = {config.load("pretrain", [f"recipe={name}"]).method: name for name in config.RULES["recipe"].choices}  # a card of each method
+# Five steps an epoch of half the images: a probe every second step, a save at every step, warm-up over three steps, and the stop in the third epoch.
+LOOP = ("batch_size=32", "epochs=3", "probe_every=0.4", "checkpoint_every=0.2", "warmup_epochs=0.6")
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two nested states differ, tensors to the last bit."""
+    if isinstance(a, Tensor):
+        same = isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        return [] if same else [where]
+    if isinstance(a, dict):
+        if not isinstance(b, dict) or a.keys() != b.keys():
+            return [f"{where}: keys"]
+        return [d for key in a for d in differences(a[key], b[key], f"{where}/{key}")]
+    if isinstance(a, list | tuple):
+        if type(a) is not type(b) or len(a) != len(b):
+            return [f"{where}: length"]
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{where}/{i}")]
+    return [] if a == b else [f"{where}: {a} and {b}"]
+
+
+def go(path: Path, words: list[str], steps: int) -> dict[str, Any]:
+    """One start of a run that stops after `steps`; its parts are built anew, as in a new process. All state at its end."""
+    cfg = config.load("pretrain", [*words, f"max_steps={steps}"])
+    torch.manual_seed(steps * 1000 + 17)  # what a resumed process finds there must not matter
+    parts = build.build(cfg)
+    with runs.RunFolder(path) as folder:
+        code, _ = train.fit(cfg, parts, folder)
+    assert code == 0
+    saved = checkpoint.read(path / checkpoint.LAST)
+    assert saved.pop("clock")["total"] > 0
+    return {
+        "method": parts.method.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "saved": saved,
+        "metrics": small.without_times(runs.metrics(path)),
+    }
+
+
+@pytest.fixture(scope="session")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of the training images: the runs here are many."""
+    parts = small.arrays()
+    return small.write_idx(tmp_path_factory.mktemp("half"), [parts[0][: small.TRAIN // 2], parts[1][: small.TRAIN // 2], *parts[2:]])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_stopped_after_any_step_goes_on_bit_for_bit(tmp_path: Path, half: Path, method: str) -> None:
+    words = small.words(half, tmp_path, *LOOP, recipe=RECIPE[method])
+    straight = go(runs.create(tmp_path, "straight", ""), words, STEPS)
+    assert straight["saved"]["step"] == STEPS
+    assert differences(straight["saved"]["method"], straight["method"]) == []
+    assert [row["step"] for row in straight["metrics"]] == list(range(STEPS))
+    assert [row["step"] for row in straight["metrics"] if "val_knn10" in row] == [1, 3, 5, 7, 9, 11]
+    assert straight["optimizer"]["state"]
+    for k in range(1, STEPS):
+        path = runs.create(tmp_path, f"stopped-{k}", "")
+        stopped = go(path, words, k)
+        assert stopped["saved"]["step"] == k
+        assert differences(stopped["metrics"], straight["metrics"][:k]) == []
+        assert differences(go(path, words, STEPS), straight) == [], f"stopped after step {k}"
+
+
+def test_a_chain_of_starts_of_one_step_each_is_the_straight_run(tmp_path: Path, half: Path) -> None:
+    words = small.words(half, tmp_path, *LOOP)
+    straight = go(runs.create(tmp_path, "straight", ""), words, STEPS)
+    path = runs.create(tmp_path, "chain", "")
+    for k in range(1, STEPS + 1):
+        last = go(path, words, k)
+    assert differences(last, straight) == []
+
+
+def test_differences_sees_what_differs() -> None:
+    a = {"w": torch.ones(2), "l": [1, {"x": 0.5}]}
+    assert differences(a, {"w": torch.ones(2), "l": [1, {"x": 0.5}]}) == []
+    assert differences(a, {"w": torch.tensor([1, 1 + 1e-7]), "l": [1, {"x": 0.5}]}) == ["/w"]
+    assert differences(a, {"w": torch.ones(2, dtype=torch.float64), "l": [1, {"x": 0.25}]}) == ["/w", "/l/1/x: 0.5 and 0.25"]
+
+
+# ---- through the real command ----
+
+# Twenty steps an epoch and a probe every fourth: three epochs last longer than a process needs to start.
+LONG = ("batch_size=16", "epochs=3", "probe_every=0.2", "checkpoint_every=0.05")
+LONG_STEPS = 3 * (small.TRAIN // 16)
+
+
+def result(path: Path) -> dict[str, Any]:
+    """What two equal runs have in common."""
+    return {
+        "backbone": (path / runs.BACKBONE).read_bytes(),
+        "metrics": small.without_times(runs.metrics(path)),
+        "readouts": small.without_times(small.summary(path)["readouts"]),
+    }
+
+
+def wait_for(tmp: Path, process: Any, runs_dir: Path, rows: int) -> Path:
+    """Until a run has logged more than `rows` steps; its folder."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        for metrics in runs_dir.glob("*/metrics.jsonl"):
+            if metrics.read_bytes().count(b"\n") > rows:
+                return metrics.parent
+        if process.poll() is not None:
+            raise AssertionError(f"ended with {process.returncode}: {(tmp / 'stderr').read_text()}")
+        time.sleep(0.01)
+    raise AssertionError("no step within a minute")
+
+
+@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.slow)])  # a process takes seconds to start
+def test_a_run_killed_again_and_again_is_the_run_that_was_not(tmp_path: Path, data: Path, times: int) -> None:
+    straight_words = small.words(data, tmp_path / "straight", *LONG)
+    assert small.command(tmp_path, "pretrain", *straight_words).returncode == 0
+    expected = result(small.only_run(tmp_path / "straight"))
+    random_ = random.Random(7)
+    runs_dir, path, kills, rows = tmp_path / "killed", None, 0, 0
+    while kills < times:
+        words = small.words(data, runs_dir, *LONG) if path is None else [f"resume={path}", f"runs_dir={runs_dir}"]
+        process = small.start(tmp_path, "pretrain", *words)
+        try:
+            if path is not None and kills % 4 == 2:  # while it starts, before it has read its checkpoint or just after
+                time.sleep(random_.uniform(0.05, 3.0))
+            else:  # in the midst of steps, probes and saves, three steps further at the most
+                path = wait_for(tmp_path, process, runs_dir, rows)
+                time.sleep(random_.uniform(0, 0.12))
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert process.returncode == -signal.SIGKILL, (tmp_path / "stderr").read_text()
+        kills += 1
+        rows = len(runs.metrics(path))
+        assert rows < LONG_STEPS  # killed while it trained, not when all was done
+    done = small.command(tmp_path, "pretrain", f"resume={path}", f"runs_dir={runs_dir}")
+    assert done.returncode == 0, done.stderr
+    assert small.only_run(runs_dir) == path
+    assert [row["step"] for row in runs.metrics(path)] == list(range(LONG_STEPS))  # every step once
+    assert differences(result(path), expected) == []
+    assert not list(path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_at_its_step_and_says_how_to_go_on(tmp_path: Path, data: Path, number: int, code: int) -> None:
+    runs_dir = tmp_path / "runs"
+    process = small.start(tmp_path, "pretrain", *small.words(data, runs_dir, "batch_size=16", "epochs=100", "checkpoint_every=0.05"))
+    try:
+        path = wait_for(tmp_path, process, runs_dir, 2)
+        process.send_signal(number)
+        began = time.monotonic()
+        assert process.wait(timeout=30) == code
+        assert time.monotonic() - began < 5
+    finally:
+        process.kill()
+        process.wait()
+    out = (tmp_path / "stdout").read_text()
+    step = checkpoint.load(path)["step"]
+    assert step == len(runs.metrics(path)) < 2000
+    assert f"stopped at step {step} of 2000, checkpoint kept: twoviews pretrain resume={path}\n" in out
+    assert (tmp_path / "stderr").read_text() == ""
+    assert not (path / runs.SUMMARY).exists()
+    assert not list(path.glob("*.tmp"))
+
+
+def test_a_signal_between_two_saves_still_keeps_its_step(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = METHODS["simclr"]
+    calls = []
+
+    def after_step(self: Any, progress: Tensor) -> None:
+        calls.append(float(progress))
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(report, "write", lambda folder, parts: None)
+    monkeypatch.setattr(method, "after_step", after_step)
+    words = small.words(data, tmp_path / "runs", "epochs=2", "checkpoint_every=2")
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["pretrain", *words]) == 130
+    path = small.only_run(tmp_path / "runs")
+    assert checkpoint.load(path)["step"] == 3
+    assert calls == pytest.approx([0, 0.1, 0.2])
+    assert signal.getsignal(signal.SIGINT) is before  # the caller's own handler is back
+    assert main(["pretrain", f"resume={path}", f"runs_dir={tmp_path / 'runs'}"]) == 0
+    assert main(["pretrain", *small.words(data, tmp_path / "straight", "epochs=2", "checkpoint_every=2")]) == 0
+    assert differences(result(path), result(small.only_run(tmp_path / "straight"))) == []
+
+
+# ---- what a resumed run keeps, and what is refused ----
+
+
+@pytest.fixture
+def cut_short(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that `max_steps` cut after two of its five steps."""
+    monkeypatch.setattr(report, "write", lambda folder, parts: None)
+    assert main(["pretrain", *small.words(data, tmp_path / "runs", "max_steps=2")]) == 0
+    return small.only_run(tmp_path / "runs")
+
+
+def test_a_changed_recipe_is_refused_with_what_differs(cut_short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in cut_short.iterdir()}
+    where = [f"resume={cut_short}", f"runs_dir={cut_short.parent}"]
+    capsys.readouterr()
+    assert main(["pretrain", *where, "temperature=0.3", "seed=4", "batch_size=64"]) == 2
+    err = capsys.readouterr().err
+    assert "temperature: 0.2 in the run, 0.3 asked" in err
+    assert "seed: 0 in the run, 4 asked" in err
+    assert "batch_size" not in err  # the same as in the run
+    assert f"init={cut_short}" in err
+    assert err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in cut_short.iterdir()} == before
+
+
+def test_changed_data_are_refused(cut_short: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = (cut_short / runs.CONFIG).read_text(encoding="utf-8")
+    parts = small.arrays()
+    parts[0][0, 0, 0] ^= 1
+    other = small.write_idx(tmp_path / "other", parts)
+    (cut_short / runs.CONFIG).write_text(stored.replace(str(data), str(other)), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["pretrain", f"resume={cut_short}"]) == 2
+    assert "the data differ from the run's" in capsys.readouterr().err
+
+
+def test_a_resumed_run_goes_on_to_its_end_on_the_machine_of_the_manifest(
+    cut_short: Path, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[Any] = []
+    real = build.build
+    monkeypatch.setattr(build, "build", lambda cfg: seen.append(cfg) or real(cfg))
+    manifest = json.loads((cut_short / runs.MANIFEST).read_text())
+    assert main(["pretrain", f"resume={cut_short}"]) == 0
+    assert all(seen[0][key] == manifest[key] for key in ("device", "threads", "precision", "compile"))
+    assert small.summary(cut_short)["train"]["steps"] == 5
+    assert main(["pretrain", *small.words(data, tmp_path / "straight")]) == 0
+    assert differences(result(cut_short), result(small.only_run(tmp_path / "straight"))) == []
+
+
+def test_resume_falls_back_to_the_previous_checkpoint(
+    cut_short: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["pretrain", f"resume={cut_short}"]
+    assert main([*where, "max_steps=3"]) == 0
+    (cut_short / checkpoint.LAST).write_bytes(b"noise")
+    capsys.readouterr()
+    assert main(where) == 0
+    out = capsys.readouterr().out
+    assert "going on from checkpoint.previous" in out
+    assert f"resuming {cut_short} at step 2 of 5" in out
+    assert main(["pretrain", *small.words(data, tmp_path / "straight")]) == 0
+    assert differences(result(cut_short), result(small.only_run(tmp_path / "straight"))) == []
+
+
+def test_a_run_without_a_usable_checkpoint_is_refused(cut_short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cut_short / checkpoint.LAST).write_bytes(b"noise")
+    (cut_short / checkpoint.PREVIOUS).unlink(missing_ok=True)
+    capsys.readouterr()
+    assert main(["pretrain", f"resume={cut_short}"]) == 2
+    assert "not a TwoViews checkpoint" in capsys.readouterr().err
+
+
+def test_init_starts_anew_from_the_weights_of_a_run(cut_short: Path, data: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    cfg = config.load("pretrain", small.words(data, tmp_path / "new", f"init={cut_short}", "seed=5"))
+    stored = load_file(cut_short / runs.BACKBONE)
+    assert differences(dict(build.build(cfg).method.backbone.state_dict()), stored) == []
+    plain = build.build(config.load("pretrain", small.words(data, tmp_path / "new", "seed=5")))
+    assert differences(dict(plain.method.backbone.state_dict()), stored) != []
+    assert main(["pretrain", *small.words(data, tmp_path / "new", f"init={cut_short}", "max_steps=1")]) == 0
+    new = small.only_run(tmp_path / "new")
+    assert runs.metrics(new)[0]["loss"] != runs.metrics(cut_short)[0]["loss"]
+    untrained = [[row for row in small.summary(path)["readouts"] if row["of"] == "untrained"] for path in (new, cut_short)]
+    assert small.without_times(untrained[0]) == small.without_times(untrained[1])  # the untrained backbone stays the untrained one

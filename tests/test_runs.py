@@ -1,0 +1,278 @@
+"""Run folders, their lock, and files that are either whole or refused."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import environment
+
+from twoviews import checkpoint, runs
+
+STATE = {"step": 3, "method": {"w": torch.arange(500.0)}, "clock": {"epochs": [1.0, 2.0]}}
+
+
+def new_run(tmp_path: Path, name: str = "a") -> Path:
+    return runs.create(tmp_path, name, "seed: 0\n")
+
+
+def test_eight_processes_at_one_instant_get_eight_folders(tmp_path: Path) -> None:
+    script = """
+import os, sys, time
+from pathlib import Path
+from twoviews import runs
+instant = time.time() + 0.3
+pids = []
+for _ in range(8):
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(max(0, instant - time.time()))
+        print(runs.create(Path(sys.argv[1]), "same", "seed: 0\\n"), flush=True)
+        os._exit(0)
+    pids.append(pid)
+assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
+"""
+    where = tmp_path / "runs"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(where)], env=environment(tmp_path), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(set(done.stdout.split())) == len(list(where.iterdir())) == 8
+    assert all((path / "config.yaml").read_text() == "seed: 0\n" for path in where.iterdir())
+
+
+def test_a_folder_in_use_is_refused_with_its_holder_and_free_after_sigkill(tmp_path: Path) -> None:
+    path = new_run(tmp_path)
+    script = "import sys, time\nfrom pathlib import Path\nfrom twoviews.runs import RunFolder\n"
+    script += "with RunFolder(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(300)\n"
+    command = [sys.executable, "-c", script, str(path)]
+    with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"in use by process {holder.pid} on ") as refused, runs.RunFolder(path):
+            pass
+        assert str(path) in str(refused.value)
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+    with runs.RunFolder(path) as folder:
+        assert f"process {os.getpid()} " in (folder.path / ".lock").read_text()
+
+
+def test_the_lock_is_released_at_the_end_and_stale_files_are_swept(tmp_path: Path) -> None:
+    path = new_run(tmp_path)
+    (path / "checkpoint.12345.tmp").write_bytes(b"half")
+    for _ in range(2):
+        with runs.RunFolder(path):
+            assert not list(path.glob("*.tmp"))
+
+
+def test_a_folder_without_config_is_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a run folder"), runs.RunFolder(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ValueError, match=r"runs_dir=.*file: cannot be written"):
+        new_run(tmp_path / "file")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_write_keeps_the_old_file_and_says_how_much_room_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path = tmp_path / "summary.json"
+    checkpoint.write_atomic(path, b"old")
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match=r"No space left on device: 2\.0 MB needed, \d+ MB free") as failed:
+        checkpoint.write_atomic(path, bytes(2 * 2**20))
+    assert str(path) in str(failed.value)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no `except OSError` sees it."""
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, call: int) -> list[int]:
+    """Die at the n-th of the calls that a save makes to the system; the list counts them."""
+    count = [0]
+
+    def counted(real: Any) -> Any:
+        def wrapper(*args: Any, **more: Any) -> Any:
+            count[0] += 1
+            if count[0] == call:
+                raise Killed
+            return real(*args, **more)
+
+        return wrapper
+
+    for name in ("link", "replace", "fsync", "open"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    return count
+
+
+@pytest.mark.parametrize("last_damaged", [False, True], ids=["after-two-saves", "after-a-fallback"])
+def test_a_save_killed_at_any_point_leaves_a_checkpoint_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], last_damaged: bool
+) -> None:
+    calls = 0
+    for call in range(1, 100):
+        folder = tmp_path / str(call)
+        folder.mkdir()
+        checkpoint.save(folder, {"step": 1})
+        checkpoint.save(folder, {"step": 2})
+        if last_damaged:
+            (folder / checkpoint.LAST).write_bytes(b"noise")
+            assert checkpoint.load(folder) == {"step": 1}
+        with monkeypatch.context() as patch:
+            count = kill_at(patch, call)
+            try:
+                checkpoint.save(folder, {"step": 3})
+            except Killed:
+                killed = True
+            else:
+                killed = False
+            calls = max(calls, count[0])
+        assert checkpoint.load(folder)["step"] in ((1, 3) if last_damaged else (2, 3))
+        if not killed:
+            break
+    assert calls >= 4  # after a fallback: fsync and replace of the file, open and fsync of the folder; else link and replace before
+    assert checkpoint.load(folder) == {"step": 3}
+
+
+def test_a_checkpoint_comes_back_as_it_was_and_the_one_before_is_kept(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, STATE)
+    checkpoint.save(tmp_path, {"step": 4})
+    before = checkpoint.read(tmp_path / checkpoint.PREVIOUS)
+    assert before["step"] == 3
+    assert before["clock"] == STATE["clock"]
+    assert torch.equal(before["method"]["w"], STATE["method"]["w"])
+    assert checkpoint.load(tmp_path) == {"step": 4}
+
+
+def damaged(blob: bytes, kind: str, random_: random.Random) -> bytes:
+    at = random_.randrange(len(blob))
+    return {
+        "bit flip": blob[:at] + bytes([blob[at] ^ (1 << random_.randrange(8))]) + blob[at + 1 :],
+        "truncated": blob[:at],
+        "zeros": blob[:at] + bytes(min(64, len(blob) - at) or 1) + blob[at + 64 :],
+        "longer": blob + b"\0",
+        "empty": b"",
+        "HTML page": b"<!doctype html><title>502 Bad Gateway</title>",
+        "noise": random_.randbytes(len(blob)),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["bit flip", "truncated", "zeros", "longer", "empty", "HTML page", "noise"])
+def test_damage_is_detected_and_the_previous_checkpoint_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    random_ = random.Random(kind)
+    tried = 0
+    while tried < 40:
+        checkpoint.save(tmp_path, {"step": 3})
+        checkpoint.save(tmp_path, STATE | {"step": 4})
+        blob = (tmp_path / checkpoint.LAST).read_bytes()
+        broken = damaged(blob, kind, random_)
+        if broken == blob:  # zeros over zeros are no damage
+            continue
+        tried += 1
+        (tmp_path / checkpoint.LAST).write_bytes(broken)
+        with pytest.raises(ValueError, match=f"{checkpoint.LAST}: "):
+            checkpoint.read(tmp_path / checkpoint.LAST)
+        assert checkpoint.load(tmp_path)["step"] == 3
+        assert "going on from checkpoint.previous" in capsys.readouterr().out
+
+
+def test_two_damaged_checkpoints_are_refused_with_both_reasons(tmp_path: Path) -> None:
+    (tmp_path / checkpoint.LAST).write_bytes(b"")
+    (tmp_path / checkpoint.PREVIOUS).write_bytes(b"<html>")
+    with pytest.raises(ValueError, match=r"checkpoint: not a TwoViews.*; .*checkpoint\.previous: not a TwoViews"):
+        checkpoint.load(tmp_path)
+
+
+class Payload:
+    """A pickle that makes a file when it is loaded by a careless reader."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle", "nested"])
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, form: str) -> None:
+    marker = tmp_path / "ran"
+    buffer = io.BytesIO()
+    if form == "bare pickle":
+        pickle.dump(Payload(marker), buffer, protocol=2)
+    else:
+        state = {"method": [{"w": Payload(marker)}]} if form == "nested" else Payload(marker)
+        torch.save(state, buffer, _use_new_zipfile_serialization=form != "legacy")
+    payload = buffer.getvalue()
+    checkpoint.save(tmp_path, {"step": 1})
+    checkpoint.save(tmp_path, {"step": 2})
+    whole = checkpoint.MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload  # even with a checksum that holds
+    (tmp_path / checkpoint.LAST).write_bytes(whole)
+    with pytest.raises(ValueError, match=f"{checkpoint.LAST}: .*more than tensors"):
+        checkpoint.read(tmp_path / checkpoint.LAST)
+    assert checkpoint.load(tmp_path) == {"step": 1}
+    assert not marker.exists()
+
+
+def test_a_torn_last_line_of_the_metrics_is_skipped_and_cut_on_resume(tmp_path: Path) -> None:
+    path = new_run(tmp_path)
+    with runs.RunFolder(path) as folder:
+        folder.log([{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])
+        with open(path / runs.METRICS, "a") as file:
+            file.write('{"step": 3, "lo')
+        assert [row["step"] for row in runs.metrics(path)] == [0, 1, 2]
+        folder.truncate_metrics(2)
+        folder.log([{"step": 2, "loss": 0.25}])
+    assert [json.loads(line)["step"] for line in (path / runs.METRICS).read_text().splitlines()] == [0, 1, 2]
+
+
+def test_a_torn_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / runs.METRICS).write_text('{"step": 0}\n{"st\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
+        runs.metrics(tmp_path)
+
+
+def test_latest_is_the_newest_finished_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no run"):
+        runs.find("latest", tmp_path)
+    older, newer, unfinished = (new_run(tmp_path, name) for name in ("a", "b", "c"))
+    with pytest.raises(ValueError, match=f"no finished run.*{unfinished.name}"):
+        runs.find("latest", tmp_path)
+    for age, path in ((20, older), (10, newer)):
+        (path / runs.SUMMARY).write_text("{}")
+        os.utime(path / runs.SUMMARY, (1e9 - age, 1e9 - age))
+    assert runs.find("latest", tmp_path) == newer
+    assert runs.find(unfinished.name, tmp_path) == runs.find(str(unfinished), Path("elsewhere")) == unfinished
+    with pytest.raises(ValueError, match="run=nothing: no run folder there"):
+        runs.find("nothing", tmp_path)
+
+
+def test_a_summary_that_is_not_json_is_named(tmp_path: Path) -> None:
+    assert runs.read_json(tmp_path, runs.SUMMARY) == {}
+    (tmp_path / runs.SUMMARY).write_text("{")
+    with pytest.raises(ValueError, match=r"summary\.json: not JSON"):
+        runs.read_json(tmp_path, runs.SUMMARY)

@@ -1,0 +1,48 @@
+"""What every reader returns: labelled images of two official splits, as numpy arrays."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A data set as its source gives it.
+
+    Args:
+        title: what tables call it; says so where the pixels are not the official ones.
+        train_images, test_images: (N, C, H, W) uint8.
+        train_labels, test_labels: (N,) int64 in [0, len(classes)).
+        classes: names.
+
+    Raises:
+        ValueError: naming the array that does not have this form.
+    """
+
+    title: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for split, images, labels in (("train", self.train_images, self.train_labels), ("test", self.test_images, self.test_labels)):
+            if images.dtype != np.uint8 or images.ndim != 4:
+                raise ValueError(f"{self.title}, {split} images: expected uint8 of shape (N, C, H, W), got {images.dtype} {images.shape}")
+            if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+                raise ValueError(f"{self.title}, {split} labels: expected {len(images)} integers, got {labels.dtype} {labels.shape}")
+            if len(labels) and (labels.min() < 0 or labels.max() >= len(self.classes)):
+                raise ValueError(
+                    f"{self.title}, {split} labels: expected 0 to {len(self.classes) - 1}, got {labels.min()} to {labels.max()}"
+                )
+
+    def digest(self) -> str:
+        """SHA-256 over pixels and labels, in hexadecimal: two runs with one digest saw one data set."""
+        sha = hashlib.sha256()
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            sha.update(np.ascontiguousarray(array).data)
+        return sha.hexdigest()
