@@ -72,6 +72,18 @@ def weights(path: Path) -> bytes:
     return (path / runs.BACKBONE).read_bytes()
 
 
+def test_the_tests_cannot_reach_the_network(tmp_path: Path) -> None:
+    import socket
+    import subprocess
+    import sys
+
+    with socket.socket() as here, pytest.raises(RuntimeError, match="reach the network"):
+        here.connect(("127.0.0.1", 9))
+    script = "import socket; socket.create_connection(('127.0.0.1', 9))"
+    done = subprocess.run([sys.executable, "-c", script], env=small.environment(tmp_path), capture_output=True, text=True, timeout=60)
+    assert "RuntimeError: a test tried to reach the network" in done.stderr
+
+
 # ---- what cannot run ----
 
 
@@ -506,5 +518,5 @@ def test_load_backbone_refuses_what_is_not_ours(tmp_path: Path, form: str) -> No
     path = tmp_path / "a.safetensors"
     if form != "missing":
         save_file({"w": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match="no such file|not a file of TwoViews"):
+    with pytest.raises(ValueError, match=r"no such file|not a file of TwoViews"):
         twoviews.load_backbone(path)

@@ -64,7 +64,7 @@ def test_the_other_splits_are_what_they_are_called(loaded: dataset.Dataset) -> N
     assert set(labels.tolist()) == {-1}
     with pytest.raises(ValueError, match=r"expected one of train, val, train\+val, test, unlabelled, got 'valid'"):
         loaded.split("valid")
-    with pytest.raises(ValueError, match="dataset: expected one of .*fashion_mini.*, got 'mnist'"):
+    with pytest.raises(ValueError, match=r"dataset: expected one of .*fashion_mini.*, got 'mnist'"):
         dataset.load("mnist", None)
 
 
@@ -401,7 +401,7 @@ def test_trees_of_other_shapes_are_refused(tmp_path: Path, decodes: list[int]) -
         with pytest.raises(ValueError, match=says):
             cifar.read(str(root) if root else None)
     make_tree(tmp_path / "other", classes=("a", "b"))
-    with pytest.raises(ValueError, match="holds 2 classes of .*: not CIFAR-10's ten"):
+    with pytest.raises(ValueError, match=r"holds 2 classes of .*: not CIFAR-10's ten"):
         cifar.read(str(tmp_path / "other"))
     shutil.rmtree(tmp_path / "other/test/b")
     with pytest.raises(ValueError, match="must hold the same class folders"):

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+WHITEN_EPSILON = 1e-2  # variance added to each direction: keeps the noise of the smallest ones from being blown up
 
 
 def build(name: str, *, in_channels: int, image_size: int) -> tuple[nn.Module, int]:
@@ -45,6 +48,27 @@ def _resnet(layers: int) -> Callable[[int, int], tuple[nn.Module, int]]:
         return net, embed_dim
 
     return make
+
+
+@torch.no_grad()
+def whiten_stem(backbone: nn.Module, images: Tensor) -> None:
+    """Start the stem's filters as the whitening of the images' own patches, each with both signs (cifar10-airbench, Jordan 2024).
+
+    The net then sees decorrelated patches from the first step on; the filters train like all others.
+
+    Args:
+        backbone: with a first convolution `conv1`; filters beyond the 2 C k k patch directions keep their random start.
+        images: (N, C, H, W) normalised float, some thousand of the training images.
+    """
+    weight = backbone.get_parameter("conv1.weight")  # (O, C, k, k)
+    out, kernel = weight.shape[0], weight.shape[-1]
+    patches = F.unfold(images, kernel, stride=kernel).transpose(1, 2).reshape(-1, weight[0].numel()).double()  # (patches, C k k)
+    variance, directions = torch.linalg.eigh(patches.T @ patches / len(patches))  # ascending
+    filters = (directions / (variance + WHITEN_EPSILON).sqrt()).T.flip(0)[: out // 2]
+    # important: a sign that does not depend on the solver, or two machines start from two nets
+    filters = filters * torch.sign(filters.gather(1, filters.abs().argmax(1, keepdim=True)))
+    filters = torch.cat([filters, -filters]).view(-1, *weight.shape[1:])
+    weight[: len(filters)] = filters.to(weight.dtype)
 
 
 def has_imagenet_stem(name: str, image_size: int) -> bool:

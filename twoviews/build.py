@@ -20,6 +20,8 @@ from twoviews.methods.base import Method
 from twoviews.probes.embed import embed
 from twoviews.views import Views
 
+WHITEN_IMAGES = 5000  # of the training images, for the statistics of patches
+
 
 @dataclass
 class Parts:
@@ -68,7 +70,6 @@ def build(cfg: Config) -> Parts:
     if cfg.batch_size > len(images):
         raise ValueError(f"batch_size={cfg.batch_size}: {dataset.title} has {len(images)} images in {cfg.train_on}: choose at most that")
     views = build_views(cfg, dataset)
-    torch.manual_seed(cfg.seed)
     method = build_method(cfg, dataset).to(machine.device, machine.dtype).to(memory_format=torch.channels_last)
     if cfg.get("init"):
         _load_weights(method.backbone, runs.find(cfg.init, Path(cfg.runs_dir)) / runs.BACKBONE)
@@ -101,20 +102,36 @@ def build(cfg: Config) -> Parts:
 def build_views(cfg: Config, dataset: Dataset) -> Views:
     """The recipe's views of this data set; two of the images' own size unless `view_sizes` says otherwise."""
     channels, height, width = dataset.images.shape[1:]
+    mean, std = _normalisation(cfg, dataset)
     keys = [name for name in inspect.signature(Views.__init__).parameters if name in cfg and name != "view_sizes"]
     return Views(
         image_shape=(channels, height, width),
         view_sizes=cfg.view_sizes or (height, height),
-        mean=dataset.mean if cfg.normalize else (0.0,) * channels,
-        std=dataset.std if cfg.normalize else (1.0,) * channels,
+        mean=mean,
+        std=std,
         **{name: cfg[name] for name in keys},
     )
 
 
+def _normalisation(cfg: Config, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that pixels in [0, 1] are normalised with: the data set's, or none."""
+    channels = dataset.images.shape[1]
+    return (dataset.mean, dataset.std) if cfg.normalize else ((0.0,) * channels, (1.0,) * channels)
+
+
 def build_method(cfg: Config, dataset: Dataset) -> Method:
-    """The recipe's method around its backbone; the card gives each hyper-parameter that the constructor names."""
+    """The recipe's method around its backbone, untrained: a function of the seed and, where the stem is whitened, of the images.
+
+    The card gives each hyper-parameter that the method's constructor names.
+    """
     channels, height = dataset.images.shape[1:3]
+    torch.manual_seed(cfg.seed)
     backbone, embed_dim = backbones.build(cfg.backbone, in_channels=channels, image_size=height)
+    if cfg.whiten_stem:
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in _normalisation(cfg, dataset))
+        images = dataset.split(cfg.train_on)[0]  # not `train`: which images those are depends on labels
+        some = images[:: -(-len(images) // WHITEN_IMAGES)]  # spread over the set: an image tree comes class by class
+        backbones.whiten_stem(backbone, (some.float() / 255 - mean) / std)
     parts = {"backbone": backbone, "embed_dim": embed_dim, "num_classes": len(dataset.classes)}
     wanted = [name for name in inspect.signature(METHODS[cfg.method].__init__).parameters if name != "self"]
     return METHODS[cfg.method](**{name: parts[name] if name in parts else cfg[name] for name in wanted})

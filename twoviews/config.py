@@ -117,6 +117,7 @@ RULES: dict[str, Rule] = {
     "method": Rule(str, choices=METHODS),
     "dataset": Rule(str, choices=("cifar10", "fashion_mnist", "fashion_mini")),
     "backbone": Rule(str, choices=("resnet18", "resnet34", "resnet50", "thin16", "thin32")),
+    "whiten_stem": Rule(bool),
     "train_on": Rule(str, choices=("train", "train+val")),
     "epochs": Rule(int, 1, 100_000),
     "batch_size": Rule(int, 2, 65_536),

@@ -16,7 +16,7 @@ from torch import Tensor
 from twoviews import checkpoint, device, optim, runs
 from twoviews.build import Parts, backbone_bytes
 from twoviews.config import Config
-from twoviews.data.dataset import batch_rows
+from twoviews.data.dataset import batch_rows, stratified
 from twoviews.parallel import StopFlag
 from twoviews.probes.diagnostics import SPREAD_FLOOR, rankme, spread
 from twoviews.probes.knn import knn
@@ -25,6 +25,7 @@ from twoviews.progress import Clock, Progress
 FLUSH_EVERY = 50  # steps between two reads of the losses: each read waits for the device
 PREDICT_AT = 20  # steps after which the total time is predicted
 MONITOR_BANK, MONITOR_K = 10_000, 10  # kNN while training: training images only
+MONITOR_Z = 2000  # images whose projections show a collapse
 
 
 def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, Any]]:
@@ -161,14 +162,14 @@ def monitor(parts: Parts, bar: Progress, done: int) -> dict[str, float]:
     train_images, train_labels = parts.dataset.split("train")
     val_images, val_labels = parts.dataset.split("val")
     modules = parts.method.features()
-    bank, queries = (
-        parts.embed(modules["h"], train_images[:MONITOR_BANK], "probe"),
-        parts.embed(modules["h"], val_images, "probe"),
-    )
-    z = parts.embed(modules.get("z", modules["h"]), val_images[:2000], "probe")
+    # important: a stratified bank, not the first rows: an image tree comes class by class
+    rows = torch.from_numpy(stratified(train_labels.numpy(), min(MONITOR_BANK, len(train_labels)), seed=0))
+    bank = parts.embed(modules["h"], train_images[rows], "probe")
+    queries = parts.embed(modules["h"], val_images, "probe")
+    z = parts.embed(modules.get("z", modules["h"]), val_images[:: -(-len(val_images) // MONITOR_Z)], "probe")
     k = min(MONITOR_K, len(bank))
     values = {
-        f"val_knn{k}": knn(bank, train_labels[:MONITOR_BANK], queries, val_labels, ks=[k])[k],
+        f"val_knn{k}": knn(bank, train_labels[rows], queries, val_labels, ks=[k])[k],
         "z_spread": spread(z),
         "z_rankme": rankme(z),
     }

@@ -58,7 +58,6 @@ def read_outs(cfg: Config, parts: build.Parts, probes: tuple[str, ...]) -> list[
         held = torch.zeros(len(labels), dtype=torch.bool)
         held[torch.from_numpy(stratified(labels.numpy(), len(data.val_rows), seed=1))] = True
         splits, where = [(images[~held], labels[~held]), (images[held], labels[held]), data.split("val")], "val"
-    torch.manual_seed(cfg.seed)
     untrained = build.build_method(cfg, data).backbone.to(parts.machine.device, parts.machine.dtype)
     untrained = untrained.to(memory_format=torch.channels_last)
     rows = []

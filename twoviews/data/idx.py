@@ -34,7 +34,9 @@ def read(data_dir: str | None) -> Arrays:
 
 
 def read_mini(data_dir: str | None) -> Arrays:
-    """The embedded subset of Fashion-MNIST: the first 1,200 training and 200 test images of each class, made by `scripts/make_fashion_mini.py`.
+    """The embedded subset of Fashion-MNIST: the first 1,200 training and 200 test images of each class.
+
+    Made by `scripts/make_fashion_mini.py`.
 
     Args:
         data_dir: must be None: the data are in the package.
