@@ -79,6 +79,7 @@ MUTANTS = [
     Mutant("horizon is an epoch, not the run", "optim.py", "max(1, steps - warmup)", "max(1, steps_per_epoch - warmup)", "test_optim.py"),
     Mutant("floor ignored", "optim.py", "floor + (peak - floor)", "(peak - floor)", "test_optim.py"),
     Mutant("norms never decayed", "optim.py", "if decay_norms:", "if False:", "test_optim.py"),
+    Mutant("Muon's step is not orthogonal", "optim.py", "for _ in range(5):", "for _ in range(0):", "test_optim.py"),
     # views
     Mutant("one crop for the batch", "views.py", "= self.crop_box(u)", "= self.crop_box(u[:1].expand_as(u))", "test_views.py"),
     Mutant(

@@ -166,6 +166,48 @@ def test_sgd_equals_a_hand_written_loop(nesterov: bool, weight_decay: float) -> 
         torch.testing.assert_close(parameter.detach(), w, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8), (16, 4, 3, 3)])
+def test_a_step_of_muon_moves_every_direction_alike(shape: tuple[int, ...]) -> None:
+    """Whatever the gradient's conditioning: the step has its singular vectors, and singular values near 1 times sqrt(rows / columns)."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+    gradient = torch.randn(shape, dtype=torch.float64)
+    weight.grad = gradient.clone()
+    optimizer = optim.build([{"params": [weight]}], optimizer="muon", momentum=0.9, nesterov=True, weight_decay=0.0, decay_norms=True)
+    optimizer.param_groups[0]["lr"] = 0.5
+    optimizer.step()
+    rows, columns = shape[0], weight[0].numel()
+    step = weight.detach().view(rows, columns) / (-0.5 * max(1, rows / columns) ** 0.5)
+    left, values, right = torch.linalg.svd(gradient.view(rows, columns), full_matrices=False)
+    assert torch.linalg.svdvals(step)[values > 0.1 * values[0]].min() > 0.6
+    assert torch.linalg.svdvals(step).max() < 1.25
+    assert torch.cosine_similarity(step.flatten(), (left @ right).flatten(), 0) > 0.95
+
+
+def test_muon_steps_vectors_as_sgd_does() -> None:
+    torch.manual_seed(0)
+    start, gradients = torch.randn(5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    ends = []
+    for name in ("sgd", "muon"):
+        vector = nn.Parameter(start.clone())
+        optimizer = optim.build([{"params": [vector]}], optimizer=name, momentum=0.9, nesterov=True, weight_decay=0.0, decay_norms=True)
+        for gradient in gradients:
+            vector.grad = gradient.clone()
+            optimizer.param_groups[0]["lr"] = 0.3
+            optimizer.step()
+        ends.append(vector.detach())
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-12, atol=0)
+
+
+def test_muons_decay_is_decoupled_from_its_step() -> None:
+    weight = nn.Parameter(torch.full((3, 3), 2.0))
+    weight.grad = torch.zeros(3, 3)
+    optimizer = optim.build([{"params": [weight]}], optimizer="muon", momentum=0.9, nesterov=True, weight_decay=0.1, decay_norms=True)
+    optimizer.param_groups[0]["lr"] = 0.5
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((3, 3), 2.0 * (1 - 0.5 * 0.1)))
+
+
 def test_an_unknown_optimizer_is_refused() -> None:
     with pytest.raises(ValueError, match="'adam'"):
         optimizer_of([{"params": [nn.Parameter(torch.zeros(1))]}], optimizer="adam")

@@ -136,5 +136,5 @@ BACKBONES: dict[str, Callable[[int, int], tuple[nn.Module, int]]] = {
     "resnet34": _resnet(34),
     "resnet50": _resnet(50),
     "thin16": _thin((16, 32, 64, 128), (2, 2, 2, 2), 2),
-    "thin32": _thin((32, 64, 128, 256), (1, 1, 1, 1), 2),
+    "thin32": _thin((32, 64, 128), (1, 1, 1), 2),
 }

@@ -145,7 +145,7 @@ RULES: dict[str, Rule] = {
     "one_forward": Rule(bool),
     "temperature": Rule(float, 0, 1000, above=True),
     # the optimiser
-    "optimizer": Rule(str, choices=("sgd",)),
+    "optimizer": Rule(str, choices=("sgd", "muon")),
     "learning_rate": Rule(float, 0, 1000, above=True, null=True),
     "base_learning_rate": Rule(float, 0, 1000, above=True),
     "min_learning_rate": Rule(float, 0, 1000),
