@@ -116,6 +116,9 @@ MUTANTS = [
     ),
     Mutant("ImageNet stem on small images", "backbones.py", "if image_size <= 64:", "if image_size <= 16:", "test_backbones.py"),
     Mutant("max-pooling kept", "backbones.py", "net.maxpool = nn.Identity()", "pass", "test_backbones.py"),
+    Mutant(
+        "stem rotated, not whitened", "backbones.py", "directions / (variance + WHITEN_EPSILON).sqrt()", "directions", "test_backbones.py"
+    ),
     # read-outs
     Mutant("probe in train mode", "probes/embed.py", "    module.eval()", "    module.train()", "test_probes.py"),
     Mutant("modes not restored", "probes/embed.py", "part.training = mode", "part.training = False", "test_probes.py"),

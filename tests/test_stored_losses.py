@@ -23,6 +23,7 @@ STEPS = 50
 PINNED = {
     "dataset": "fashion_mini",
     "backbone": "thin32",
+    "whiten_stem": "false",
     "train_on": "train+val",
     "epochs": "1",
     "batch_size": "32",

@@ -112,9 +112,6 @@ class ThinResNet(nn.Module):
                 stage.append(BasicBlock(width_in, width, stride, shortcut))
                 width_in = width
             self.add_module(f"layer{i}", nn.Sequential(*stage))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, widths[-1]): the last maps, averaged."""
