@@ -90,14 +90,14 @@ MUTANTS = [
         "test_views.py",
     ),
     Mutant("never flipped", "views.py", 'u[:, COLUMN["flip"]] < self.flip_p', 'u[:, COLUMN["flip"]] < 0 * self.flip_p', "test_views.py"),
-    Mutant("reads beyond the crop", "views.py", "weight.clamp(min=0) * inside[:, None, :]", "weight.clamp(min=0)", "test_views.py"),
-    Mutant("no antialias", "views.py", "scale.clamp(min=1)", "scale.clamp(min=1, max=1)", "test_views.py"),
+    Mutant("reads beyond the crop", "pixels.py", "weight.clamp(min=0) * inside[:, None, :]", "weight.clamp(min=0)", "test_views.py"),
+    Mutant("no antialias", "pixels.py", "scale.clamp(min=1)", "scale.clamp(min=1, max=1)", "test_views.py"),
     Mutant(
         "one order of jitter for the batch", "views.py", "_ON, device=u.device)[order]", "_ON, device=u.device)[order * 0]", "test_views.py"
     ),
-    Mutant("hue in degrees of the wrong sense", "views.py", "hue = hue + 6 * shift", "hue = hue - 6 * shift", "test_views.py"),
-    Mutant("contrast against black", "views.py", "_luma(planes).mean((1, 2), keepdim=True)", "0 * _luma(planes)", "test_views.py"),
-    Mutant("other weights of gray", "views.py", "LUMA = (0.2989, 0.587, 0.114)", "LUMA = (0.3333, 0.3333, 0.3334)", "test_views.py"),
+    Mutant("hue in degrees of the wrong sense", "pixels.py", "hue = hue + 6 * shift", "hue = hue - 6 * shift", "test_views.py"),
+    Mutant("contrast against black", "views.py", "luma(planes).mean((1, 2), keepdim=True)", "0 * luma(planes)", "test_views.py"),
+    Mutant("other weights of gray", "pixels.py", "LUMA = (0.2989, 0.587, 0.114)", "LUMA = (0.3333, 0.3333, 0.3334)", "test_views.py"),
     Mutant(
         "jitter always on",
         "views.py",

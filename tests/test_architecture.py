@@ -19,7 +19,8 @@ NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 # Ground floor: each module, and the siblings that it may use.
 GROUND: dict[str, set[str]] = {
-    "views": set(),
+    "views": {"pixels"},
+    "pixels": set(),
     "backbones": set(),
     "heads": set(),
     "losses": {"parallel"},
@@ -29,7 +30,8 @@ GROUND: dict[str, set[str]] = {
     "device": set(),
     "checkpoint": set(),
     "runs": {"checkpoint"},
-    "config": set(),
+    "config": {"rules"},
+    "rules": set(),
     "progress": set(),
     "data": {"data", "progress"},
 }
@@ -44,7 +46,6 @@ ABOVE: dict[str, set[str]] = {
     "__init__": {*GROUND, "methods", "probes", "build", "commands"},  # lazily: the names of the Python interface
 }
 MAY = {**GROUND, **ABOVE}
-LONGER = {"config.py": 360, "views.py": 345}  # lines; to be split along the flow before they grow further
 SEE_CONFIG = {"build", "train", "commands", "cli"}
 
 
@@ -114,7 +115,7 @@ def test_there_is_no_drawer_for_everything() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_is_short_enough_to_read(name: str) -> None:
-    assert len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) <= LONGER.get(name, 300)
+    assert len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) <= 300
 
 
 @pytest.mark.parametrize("name", NAMES)

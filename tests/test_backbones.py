@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet
 
-from twoviews import config
+from twoviews import rules
 from twoviews.backbones import BACKBONES, ThinResNet, build, has_imagenet_stem, whiten_stem
 
 RESNETS = tuple(name for name in BACKBONES if name.startswith("resnet"))
@@ -150,4 +150,4 @@ def test_widths_and_blocks_must_pair_up() -> None:
 
 
 def test_the_command_line_takes_exactly_the_backbones_there_are() -> None:
-    assert config.RULES["backbone"].choices == tuple(BACKBONES)
+    assert rules.RULES["backbone"].choices == tuple(BACKBONES)

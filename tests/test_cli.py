@@ -15,13 +15,13 @@ import tiny as small
 import torch
 
 import twoviews
-from twoviews import build, config, runs
+from twoviews import build, config, rules, runs
 from twoviews.cli import USAGE, main
 from twoviews.commands import evaluate, pretrain, report
 from twoviews.methods import METHODS
 from twoviews.probes.embed import embed
 
-RECIPE = {config.load("pretrain", [f"recipe={name}"]).method: name for name in config.RULES["recipe"].choices}  # a card of each method
+RECIPE = {config.load("pretrain", [f"recipe={name}"]).method: name for name in rules.RULES["recipe"].choices}  # a card of each method
 WITHOUT_LABELS = [name for name, method in METHODS.items() if not method.uses_labels]
 
 

@@ -20,7 +20,8 @@ from tiny import command, environment, only_run, words
 from twoviews import backbones, config, data, methods
 from twoviews.cli import main
 from twoviews.commands import pretrain
-from twoviews.config import RULES, Config
+from twoviews.config import Config
+from twoviews.rules import RULES
 
 PACKAGE = Path(config.__file__).parent
 RECIPES = RULES["recipe"].choices

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import twoviews
-from twoviews import build, config, optim, runs, train
+from twoviews import build, config, optim, rules, runs, train
 from twoviews.losses import cross_entropy, nt_xent
 from twoviews.methods import METHODS
 from twoviews.views import Views
@@ -29,7 +29,7 @@ PACKAGE = Path(twoviews.__file__).parent
 
 
 def test_the_command_line_takes_exactly_the_methods_there_are() -> None:
-    assert set(config.RULES["method"].choices) == set(METHODS)
+    assert set(rules.RULES["method"].choices) == set(METHODS)
 
 
 @every_method

@@ -12,7 +12,7 @@ import yaml
 from tiny import environment, only_run, summary
 
 import twoviews
-from twoviews import config
+from twoviews import config, rules
 
 PACKAGE = Path(twoviews.__file__).parent
 ROOT = PACKAGE.parent
@@ -66,7 +66,7 @@ def test_the_installed_package_is_the_one_that_runs(tmp_path: Path, installed: P
 
 
 def test_an_installed_package_shows_its_cards(tmp_path: Path, installed: Path) -> None:
-    for recipe in config.RULES["recipe"].choices:
+    for recipe in rules.RULES["recipe"].choices:
         done = run(tmp_path, "-m", "twoviews", "pretrain", f"recipe={recipe}", "--cfg", "job", path=str(installed))
         assert done.returncode == 0, done.stderr
         assert yaml.safe_load(done.stdout) == dict(config.load("pretrain", [f"recipe={recipe}"]))

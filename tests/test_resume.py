@@ -15,13 +15,13 @@ import tiny as small
 import torch
 from torch import Tensor
 
-from twoviews import build, checkpoint, config, runs, train
+from twoviews import build, checkpoint, config, rules, runs, train
 from twoviews.cli import main
 from twoviews.commands import report
 from twoviews.methods import METHODS
 
 STEPS = 12
-RECIPE = {config.load("pretrain", [f"recipe={name}"]).method: name for name in config.RULES["recipe"].choices}  # a card of each method
+RECIPE = {config.load("pretrain", [f"recipe={name}"]).method: name for name in rules.RULES["recipe"].choices}  # a card of each method
 # Five steps an epoch of half the images:
 # a probe every second step, a save at every step, warm-up over three steps, and the stop in the third epoch.
 LOOP = ("batch_size=32", "epochs=3", "probe_every=0.4", "checkpoint_every=0.2", "warmup_epochs=0.6")
