@@ -39,7 +39,8 @@ for _ in range(8):
     pid = os.fork()
     if pid == 0:
         time.sleep(max(0, instant - time.time()))
-        print(runs.create(Path(sys.argv[1]), "same", "seed: 0\\n"), flush=True)
+        made = runs.create(Path(sys.argv[1]), "same", "seed: 0\\n")
+        os.write(1, f"{made}\\n".encode())  # one write: print's line and its end may be torn apart by another process's
         os._exit(0)
     pids.append(pid)
 assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
