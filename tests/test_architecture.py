@@ -19,7 +19,8 @@ NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 # Ground floor: each module, and the siblings that it may use.
 GROUND: dict[str, set[str]] = {
-    "views": {"pixels"},
+    "views": {"pixels", "native"},
+    "native": {"device"},
     "pixels": set(),
     "backbones": set(),
     "heads": set(),

@@ -52,7 +52,13 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path)
         about = [name for name in file.namelist() if ".dist-info/" in name]
     here = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert names == here
-    for kind in ("conf/pretrain.yaml", "conf/recipe/fashion_thin.yaml", "assets/fashion_mini.npz.xz", "templates/report.html"):
+    for kind in (
+        "conf/pretrain.yaml",
+        "conf/recipe/fashion_thin.yaml",
+        "assets/fashion_mini.npz.xz",
+        "pixels.cpp",
+        "templates/report.html",
+    ):
         assert f"twoviews/{kind}" in names
     assert not [name for name in names if "test" in name]
     assert [name for name in about if name.endswith("LICENSE")]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import environment
+from tiny import command, environment, words
 
 from twoviews import checkpoint, runs
 
@@ -277,3 +277,30 @@ def test_a_summary_that_is_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / runs.SUMMARY).write_text("{")
     with pytest.raises(ValueError, match=r"summary\.json: not JSON"):
         runs.read_json(tmp_path, runs.SUMMARY)
+
+
+@pytest.mark.parametrize(
+    ("program", "typed", "kept"),
+    [
+        ("/home/me/.venv/bin/twoviews", ["/home/me/.venv/bin/twoviews", "pretrain", "seed=0,1", "-m"], "twoviews pretrain seed=0,1 -m"),
+        ("twoviews pretrain", ["/home/me/.venv/bin/twoviews", "pretrain", "seed=0,1", "-m"], "twoviews pretrain seed=0,1 -m"),  # in a sweep
+        ("/lib/twoviews/__main__.py", ["-m", "twoviews", "pretrain", "data_dir=a b"], "twoviews pretrain 'data_dir=a b'"),
+        ("/lib/twoviews/__main__.py", ["-W", "ignore", "-Xdev", "-mtwoviews", "pretrain"], "twoviews pretrain"),
+        ("simclr.py", ["-O", "simclr.py", "backbone=resnet18"], "simclr.py backbone=resnet18"),
+        ("/home/me/script.py", ["/home/me/script.py"], "script.py"),
+        ("", [], "python"),
+    ],
+)
+def test_the_manifest_keeps_the_command_as_it_was_typed(program: str, typed: list[str], kept: str) -> None:
+    assert runs._command([program], ["python", *typed]) == kept
+
+
+def test_a_sweeps_manifest_has_the_verb_and_no_folder_of_hydras(tmp_path: Path, data: Path) -> None:
+    done = command(tmp_path, "pretrain", *words(data, tmp_path / "runs", "seed=0,1", "max_steps=1"), "--multirun")
+    assert done.returncode == 0, done.stderr
+    manifests = list((tmp_path / "runs").glob("*/manifest.json"))
+    assert len(manifests) == 2
+    for path in manifests:
+        said = json.loads(path.read_text())["command"]
+        assert said.startswith("twoviews pretrain recipe=")
+        assert said.endswith("--multirun")

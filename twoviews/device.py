@@ -20,7 +20,7 @@ class Machine:
         device: where tensors live.
         threads: of the CPU.
         precision: `bf16` (autocast), `fp32` or `fp64`.
-        compile: whether views and loss (on a GPU the whole forward) are compiled.
+        compile: whether the views (on a GPU the whole forward too) are compiled.
     """
 
     device: torch.device

@@ -1,12 +1,113 @@
-"""What the views do to pixels: resampling, gray, blends and hue. Colour works on planes, C tensors (N, H, W)."""
+"""What the views do to pixels, for a whole batch: crop, jitter, blur. Colour works on planes, C tensors (N, H, W).
+
+`pixels.cpp` is the same for a CPU, image by image.
+"""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+SOLARIZE_THRESHOLD = 128 / 255  # BYOL (Grill et al. 2020, appendix B)
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green, blue in a grayscale image
+
+# Every order of brightness B, contrast C, saturation S and hue H is a subsequence of the slots; it switches on what it needs. Hue, the
+# dearest, stands there once; contrast, the only one that needs a mean over the image, twice.
+_SLOTS = "BSBCBSBHBSBCBSB"
+ORDERS = ["".join(order) for order in itertools.permutations("BCSH")]
+
+
+def _slots_on(order: str) -> list[bool]:
+    """Which slots an order switches on: the first that fits each operation, from left to right."""
+    on, place = [False] * len(_SLOTS), 0
+    for op in order:
+        place = _SLOTS.index(op, place) + 1
+        on[place - 1] = True
+    return on
+
+
+_ON = [_slots_on(order) for order in ORDERS]
+
+
+class Choices(NamedTuple):
+    """What is done to each image, (N,) each. A factor of 1, a hue of 0 and a sigma of 0 leave it as it is."""
+
+    top: Tensor  # of the crop, in pixels, as are the next three
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flip: Tensor  # bool
+    order: Tensor  # int64: which of `ORDERS`
+    brightness: Tensor  # factors >= 0
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor  # turns
+    gray: Tensor  # bool
+    sigma: Tensor  # of the blur, in pixels
+    solarize: Tensor  # bool
+
+    def table(self) -> Tensor:
+        """(N, 16) in the dtype of the crop, as `pixels.cpp` reads it: the order stands there as its four operations."""
+        operations = torch.tensor([["BCSH".index(op) for op in order] for order in ORDERS]).to(self.top)[self.order]
+        before, behind = (torch.stack([t.to(self.top.dtype) for t in part], 1) for part in (self[:5], self[6:]))
+        return torch.cat([before, operations, behind], 1)
+
+
+def crop_and_flip(x: Tensor, choices: Choices, size: int) -> Tensor:
+    """(N, C, H, W) to (N, C, size, size), bilinear with antialias."""
+    top, left, h, w, flip = choices[:5]
+    n, c, height, width = x.shape
+    if size >= max(height, width):  # no crop is larger than the view: two taps an axis, no antialias
+        along = centres(left, w, size, flip) * (2 / width) - 1
+        down = centres(top, h, size, torch.zeros_like(flip)) * (2 / height) - 1
+        return sample(x, along, down)
+    rows = resampler(top, h, height, size, torch.zeros_like(flip))  # (N, size, H)
+    cols = resampler(left, w, width, size, flip)  # (N, size, W)
+    x = torch.bmm(rows, x.transpose(1, 2).reshape(n, height, c * width))  # (N, size, C*W)
+    x = torch.bmm(x.view(n, size * c, width), cols.transpose(1, 2))  # (N, size*C, size)
+    return x.view(n, size, c, size).transpose(1, 2)  # (N, C, size, size)
+
+
+def jitter(planes: list[Tensor], choices: Choices, used: Collection[str]) -> list[Tensor]:
+    """Brightness B, contrast C, saturation S and hue H of each image in its own order; those in `used`, the others change nothing."""
+    slots = torch.tensor(_ON, device=choices.order.device)[choices.order]  # (N, 15)
+    values = {"B": choices.brightness, "C": choices.contrast, "S": choices.saturation, "H": choices.hue}
+    off = {"B": 1.0, "C": 1.0, "S": 1.0, "H": 0.0}
+    # One (15, N) tensor, so that a compiler keeps it: 15 numbers an image, not 15 choices a pixel.
+    factors = torch.stack([torch.where(slots[:, i], values[op], off[op]) for i, op in enumerate(_SLOTS)])
+    for i, op in enumerate(_SLOTS):
+        if op not in used:
+            continue
+        if op == "H":
+            planes = shift_hue(planes, factors[i])
+            continue
+        other = None if op == "B" else luma(planes) if op == "S" else luma(planes).mean((1, 2), keepdim=True)
+        planes = blend(planes, factors[i], other)
+    return planes
+
+
+def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
+    """Gaussian blur of (N, C, S, S) with a standard deviation of `sigma` (N,) pixels; 0 leaves an image as it is."""
+    n, c, size, _ = x.shape
+    taps = torch.arange(-(kernel // 2), kernel // 2 + 1, device=x.device)
+    weights = torch.softmax(-0.5 * (taps / sigma.clamp(min=1e-3)[:, None]) ** 2, 1)  # (N, K), the Gaussian, normalised
+    weights = torch.where(sigma[:, None] > 0, weights, (taps == 0).to(x.dtype))
+    source = (torch.arange(size, device=x.device)[:, None] + taps).abs()  # (size, K), reflected at both borders
+    source = torch.where(source >= size, 2 * (size - 1) - source, source)
+    band = F.one_hot(source, size).to(x.dtype)  # (size, K, size)
+    matrix = torch.einsum("nk,okx->nox", weights, band)  # (N, size, size): blur along one axis
+    x = torch.bmm(x.reshape(n, c * size, size), matrix.transpose(1, 2)).view(n, c, size, size)
+    return torch.matmul(matrix.unsqueeze(1), x)
+
+
+def solarize(plane: Tensor) -> Tensor:
+    """Bright pixels inverted."""
+    return torch.where(plane >= SOLARIZE_THRESHOLD, 1 - plane, plane)
 
 
 def luma(planes: list[Tensor]) -> Tensor:
@@ -16,20 +117,11 @@ def luma(planes: list[Tensor]) -> Tensor:
     return LUMA[0] * planes[0] + LUMA[1] * planes[1] + LUMA[2] * planes[2]
 
 
-@torch.library.custom_op("twoviews::sample", mutates_args=())
 def sample(x: Tensor, along: Tensor, down: Tensor) -> Tensor:
-    """Bilinear samples of (N, C, H, W) where columns `along` (N, w) meet rows `down` (N, h), both in [-1, 1]: (N, C, h, w).
-
-    An operator of its own, because a compiler takes `grid_sample` apart on a CPU: 31 us a view, against 9 as it is.
-    """
+    """Bilinear samples of (N, C, H, W) where columns `along` (N, w) meet rows `down` (N, h), both in [-1, 1]: (N, C, h, w)."""
     shape = (len(x), down.shape[1], along.shape[1])
     grid = torch.stack([along[:, None, :].expand(shape), down[:, :, None].expand(shape)], 3)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-@sample.register_fake
-def _(x: Tensor, along: Tensor, down: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1], down.shape[1], along.shape[1])
 
 
 def centres(start: Tensor, length: Tensor, size: int, reverse: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import secrets
+import shlex
 import subprocess
 import sys
 import time
@@ -162,7 +163,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 def manifest(**more: Any) -> dict[str, Any]:
     """Where and how a run ran: command, git commit, versions, machine, and whatever the caller adds."""
     return {
-        "command": " ".join(["twoviews", *sys.argv[1:]]),
+        "command": _command(sys.argv, sys.orig_argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": _commit(),
         "python": platform.python_version(),
@@ -170,6 +171,19 @@ def manifest(**more: Any) -> dict[str, Any]:
         "system": platform.platform(),
         **more,
     }
+
+
+def _command(argv: list[str], typed: list[str]) -> str:
+    """The command without the interpreter and without the folders of the program: `twoviews pretrain recipe=demo`.
+
+    Args:
+        argv: `sys.argv`; its first word is the program, or the package's `__main__.py` under `python -m`.
+        typed: `sys.orig_argv`, whose tail is what was typed behind the program; a sweep changes `argv`, never this.
+    """
+    program = Path(argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name.split()[0] if program.name else "python"
+    here = [i for i, word in enumerate(typed) if i and Path(word).name in (name, program.name, f"-m{name}")]
+    return shlex.join([name, *typed[here[0] + 1 :]]) if here else name
 
 
 def _commit() -> str | None:

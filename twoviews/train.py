@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twoviews import checkpoint, device, optim, runs
+from twoviews import checkpoint, device, native, optim, runs
 from twoviews.build import Parts, backbone_bytes
 from twoviews.config import Config
 from twoviews.data.dataset import batch_rows, stratified
@@ -21,6 +21,7 @@ from twoviews.parallel import StopFlag
 from twoviews.probes.diagnostics import SPREAD_FLOOR, rankme, spread
 from twoviews.probes.knn import knn
 from twoviews.progress import Clock, Progress
+from twoviews.views import Views
 
 FLUSH_EVERY = 50  # steps between two reads of the losses: each read waits for the device
 PREDICT_AT = 20  # steps after which the total time is predicted
@@ -41,9 +42,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
     steps = cfg.epochs * spe
     last = min(steps, cfg.max_steps or steps)
     probe_every, save_every, keep_every = (_in_steps(cfg[key], spe) for key in ("probe_every", "checkpoint_every", "log_interval"))
-    make_views: Callable[..., list[Tensor]] = (
-        torch.compile(parts.views.__call__, dynamic=False, fullgraph=True) if machine.compile else parts.views
-    )
+    make_views = _views_on(machine, parts.views)
     # On a CPU the convolutions are oneDNN's either way, and compiling around them gains nothing (docs/architecture.md).
     forward = torch.compile(method, dynamic=False, fullgraph=True) if machine.compile and machine.device.type == "cuda" else method
     start, clock = _restore(run, parts, last)
@@ -119,6 +118,21 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
         "peak_bytes": device.peak_bytes(machine.device),
     }
     return 0, summary
+
+
+def views_by(machine: device.Machine) -> str:
+    """What makes the views on this machine: `C++`, `torch.compile` or `torch`. They differ by rounding, so the manifest keeps it."""
+    if not machine.compile:
+        return "torch"
+    if machine.device.type == "cpu":
+        return "C++" if native.library() is not None else "torch"
+    return "torch.compile"
+
+
+def _views_on(machine: device.Machine, views: Views) -> Callable[[Tensor, Tensor], list[Tensor]]:
+    made = {"torch": views, "C++": views.on_cpu}
+    by = views_by(machine)
+    return made[by] if by in made else torch.compile(views.__call__, dynamic=False, fullgraph=True)
 
 
 def _restore(run: runs.RunFolder, parts: Parts, last: int) -> tuple[int, Clock]:

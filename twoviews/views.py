@@ -8,16 +8,15 @@ or a GPU see the same pixels. Every image has parameters of its own, and an orde
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from twoviews.pixels import blend, centres, luma, resampler, sample, shift_hue
+from twoviews import native
+from twoviews.pixels import ORDERS, Choices, blur, crop_and_flip, jitter, luma, solarize
 
 TRIES = 10  # torchvision's RandomResizedCrop tries ten boxes before it falls back to the centre
 COLUMNS = (
@@ -37,25 +36,6 @@ COLUMNS = (
 )
 COLUMN = {name: 2 * TRIES + i for i, name in enumerate(COLUMNS)}  # columns 0..9: crop areas, 10..19: crop ratios
 P = 2 * TRIES + len(COLUMNS)
-
-SOLARIZE_THRESHOLD = 128 / 255  # BYOL (Grill et al. 2020, appendix B)
-
-# Every order of brightness B, contrast C, saturation S and hue H is a subsequence of the slots; it switches on what it needs. Hue, the
-# dearest, stands there once; contrast, the only one that needs a mean over the image, twice.
-_SLOTS = "BSBCBSBHBSBCBSB"
-_ORDERS = ["".join(order) for order in itertools.permutations("BCSH")]
-
-
-def _slots_on(order: str) -> list[bool]:
-    """Which slots an order switches on: the first that fits each operation, from left to right."""
-    on, place = [False] * len(_SLOTS), 0
-    for op in order:
-        place = _SLOTS.index(op, place) + 1
-        on[place - 1] = True
-    return on
-
-
-_ON = [_slots_on(order) for order in _ORDERS]
 
 
 def philox(seed: int, step: int, stream: int, count: int) -> np.ndarray:
@@ -191,21 +171,63 @@ class Views:
             V tensors (N, C, size, size) of u's dtype, normalised.
         """
         x = images.to(u.dtype) / 255
-        return [self._view(x, row, size) for row, size in zip(u, self.view_sizes, strict=True)]
+        return [self._view(x, self.choices(row), size) for row, size in zip(u, self.view_sizes, strict=True)]
 
-    def _view(self, x: Tensor, u: Tensor, size: int) -> Tensor:
+    def on_cpu(self, images: Tensor, u: Tensor) -> list[Tensor]:
+        """The same function by `pixels.cpp`, where each image goes through its own operations only, in cache.
+
+        Args and Returns: those of `__call__`; the views are channels_last.
+
+        Raises:
+            ValueError: if the images have another shape than these views are for.
+            RuntimeError: without `native.library()`.
+        """
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(f"views: expected images of shape (N, {', '.join(map(str, self.image_shape))}), got {tuple(images.shape)}")
+        return [
+            native.view(images, self.choices(row).table(), size=size, blur_kernel=self.blur_kernel, mean=self.mean, std=self.std)
+            for row, size in zip(u, self.view_sizes, strict=True)
+        ]
+
+    def choices(self, u: Tensor) -> Choices:
+        """What the numbers (N, P) of one view mean for each image."""
+        jittered = u[:, COLUMN["jitter"]] < self.jitter_p
+        order = torch.floor(u[:, COLUMN["order"]] * len(ORDERS)).long()
+
+        def factor(name: str, strength: float) -> Tensor:
+            low = max(0.0, 1 - strength)
+            return torch.where(jittered, low + (1 + strength - low) * u[:, COLUMN[name]], 1.0)
+
+        def chosen(name: str, p: float) -> Tensor:
+            return u[:, COLUMN[name]] < p
+
+        low, high = self.blur_sigma
+        return Choices(
+            *self.crop_box(u),
+            flip=chosen("flip", self.flip_p),
+            order=order,
+            brightness=factor("brightness", self.brightness),
+            contrast=factor("contrast", self.contrast),
+            saturation=factor("saturation", self.saturation),
+            hue=torch.where(jittered, (2 * u[:, COLUMN["hue"]] - 1) * self.hue, 0.0),
+            gray=chosen("grayscale", self.grayscale_p if self.image_shape[0] == 3 else 0.0),
+            sigma=torch.where(chosen("blur", self.blur_p), low + (high - low) * u[:, COLUMN["sigma"]], 0.0),
+            solarize=chosen("solarize", self.solarize_p),
+        )
+
+    def _view(self, x: Tensor, choices: Choices, size: int) -> Tensor:
         # From here on C planes (N, size, size): all but the blur is pointwise in them, and a compiler makes one pass of it.
-        planes = list(self._crop_and_flip(x, u, size).unbind(1))
+        planes = list(crop_and_flip(x, choices, size).unbind(1))
+        strengths = {"B": self.brightness, "C": self.contrast, "S": self.saturation, "H": self.hue}
         if self.jitter_p > 0:
-            planes = self._jitter(planes, u)
+            planes = jitter(planes, choices, used=[op for op, strength in strengths.items() if strength > 0])
         if self.grayscale_p > 0 and len(planes) == 3:
-            gray, chosen = luma(planes), _column(u, "grayscale") < self.grayscale_p
+            gray, chosen = luma(planes), choices.gray[:, None, None]
             planes = [torch.where(chosen, gray, plane) for plane in planes]
         if self.blur_p > 0:
-            planes = list(self._blur(torch.stack(planes, 1), u).unbind(1))
+            planes = list(blur(torch.stack(planes, 1), choices.sigma, self.blur_kernel).unbind(1))
         if self.solarize_p > 0:
-            chosen = _column(u, "solarize") < self.solarize_p
-            planes = [torch.where(chosen & (plane >= SOLARIZE_THRESHOLD), 1 - plane, plane) for plane in planes]
+            planes = [torch.where(choices.solarize[:, None, None], solarize(plane), plane) for plane in planes]
         return torch.stack([(plane - mean) / std for plane, mean, std in zip(planes, self.mean, self.std, strict=True)], 1)
 
     def crop_box(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -227,66 +249,3 @@ class Views:
         top = torch.where(none, float((height - h_all) // 2), torch.floor(u[:, COLUMN["top"]] * (height - h + 1)))
         left = torch.where(none, float((width - w_all) // 2), torch.floor(u[:, COLUMN["left"]] * (width - w + 1)))
         return top, left, h, w
-
-    def _crop_and_flip(self, x: Tensor, u: Tensor, size: int) -> Tensor:
-        top, left, h, w = self.crop_box(u)
-        flip = u[:, COLUMN["flip"]] < self.flip_p
-        n, c, height, width = x.shape
-        if size >= max(height, width):  # no crop is larger than the view: two taps an axis, no antialias
-            along = centres(left, w, size, flip) * (2 / width) - 1
-            down = centres(top, h, size, torch.zeros_like(flip)) * (2 / height) - 1
-            return sample(x, along, down)  # type: ignore[no-any-return]
-        rows = resampler(top, h, height, size, torch.zeros_like(flip))  # (N, size, H)
-        cols = resampler(left, w, width, size, flip)  # (N, size, W)
-        x = torch.bmm(rows, x.transpose(1, 2).reshape(n, height, c * width))  # (N, size, C*W)
-        x = torch.bmm(x.view(n, size * c, width), cols.transpose(1, 2))  # (N, size*C, size)
-        return x.view(n, size, c, size).transpose(1, 2)  # (N, C, size, size)
-
-    def _jitter(self, planes: list[Tensor], u: Tensor) -> list[Tensor]:
-        on = u[:, COLUMN["jitter"]] < self.jitter_p
-        order = torch.floor(u[:, COLUMN["order"]] * len(_ORDERS)).long()
-        slots = torch.tensor(_ON, device=u.device)[order] & on[:, None]  # (N, 15)
-
-        def factor(name: str, strength: float) -> Tensor:
-            low = max(0.0, 1 - strength)
-            return low + (1 + strength - low) * u[:, COLUMN[name]]
-
-        values = {
-            "B": factor("brightness", self.brightness),
-            "C": factor("contrast", self.contrast),
-            "S": factor("saturation", self.saturation),
-            "H": (2 * u[:, COLUMN["hue"]] - 1) * self.hue,
-        }
-        used = {"B": self.brightness > 0, "C": self.contrast > 0, "S": self.saturation > 0, "H": self.hue > 0}
-        off = {"B": 1.0, "C": 1.0, "S": 1.0, "H": 0.0}
-        # One (15, N) tensor, so that a compiler keeps it: 15 numbers an image, not 15 choices a pixel.
-        factors = torch.stack([torch.where(slots[:, i], values[op], off[op]) for i, op in enumerate(_SLOTS)])
-        for i, op in enumerate(_SLOTS):
-            if not used[op]:
-                continue
-            if op == "H":
-                planes = shift_hue(planes, factors[i])
-                continue
-            other = None if op == "B" else luma(planes) if op == "S" else luma(planes).mean((1, 2), keepdim=True)
-            planes = blend(planes, factors[i], other)
-        return planes
-
-    def _blur(self, x: Tensor, u: Tensor) -> Tensor:
-        n, c, size, _ = x.shape
-        radius = self.blur_kernel // 2
-        low, high = self.blur_sigma
-        sigma = low + (high - low) * u[:, COLUMN["sigma"], None]
-        taps = torch.arange(-radius, radius + 1, device=x.device)
-        weights = torch.softmax(-0.5 * (taps / sigma) ** 2, 1)  # (N, K), the Gaussian, normalised
-        centre = (taps == 0).to(u.dtype)
-        weights = torch.where((u[:, COLUMN["blur"]] < self.blur_p)[:, None], weights, centre)
-        source = (torch.arange(size, device=x.device)[:, None] + taps).abs()  # (size, K), reflected at both borders
-        source = torch.where(source >= size, 2 * (size - 1) - source, source)
-        band = F.one_hot(source, size).to(x.dtype)  # (size, K, size)
-        matrix = torch.einsum("nk,okx->nox", weights, band)  # (N, size, size): blur along one axis
-        x = torch.bmm(x.reshape(n, c * size, size), matrix.transpose(1, 2)).view(n, c, size, size)
-        return torch.matmul(matrix.unsqueeze(1), x)
-
-
-def _column(u: Tensor, name: str) -> Tensor:
-    return u[:, COLUMN[name]].view(-1, 1, 1)

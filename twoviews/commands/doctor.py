@@ -24,7 +24,7 @@ def run(cfg: Config) -> int:
         "torch": f"{torch.__version__}, torchvision {metadata.version('torchvision')}",
         "processor": f"{device.cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, bf16 in hardware: {_yes(device.has_bf16('cpu'))}",
         "GPU": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
-        "compiler": device.compiler() or "none: views run eager, about four times slower (install g++)",
+        "compiler": device.compiler() or "none: torch makes the views, several times more slowly (install g++)",
         "report extra": _yes(
             find_spec("matplotlib") is not None and find_spec("jinja2") is not None,
             "no: pip install 'twoviews[report]' for report.html",

@@ -66,6 +66,11 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
         seen = runs.read_json(path, runs.MANIFEST).get("data_digest")
         if seen != parts.dataset.digest:
             raise ValueError(f"resume={path}: the data differ from the run's (digest {parts.dataset.digest[:12]}, then {str(seen)[:12]})")
+        by, then = train.views_by(parts.machine), runs.read_json(path, runs.MANIFEST).get("views_by")
+        if by != then:
+            raise ValueError(
+                f"resume={path}: {by} makes the views here, {then} did then: a run goes on bit for bit on the machine it began on"
+            )
     else:
         probes = protocols.parse(cfg.probes)
         parts = build.build(cfg)  # before the folder: what is refused leaves nothing behind
@@ -132,6 +137,7 @@ def _manifest(cfg: Config, parts: build.Parts) -> dict[str, Any]:
         threads=machine.threads,
         precision=machine.precision,
         compile=machine.compile,
+        views_by=train.views_by(machine),
         data=parts.dataset.title,
         data_digest=parts.dataset.digest,
         peak_learning_rate=parts.peak_rate,

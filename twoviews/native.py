@@ -1,0 +1,142 @@
+"""`pixels.cpp`: compiled once for this machine, kept in the cache, and called on tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from twoviews.device import compiler, cpu_name
+
+SOURCE = Path(__file__).with_name("pixels.cpp")
+# Loops become vector code only where a minimum may ignore NaN and signed zeros and no operation can trap; nothing in a view is NaN or
+# infinite. Not -ffast-math, which has all of these: linked into a library it would flush small numbers to zero in the whole process.
+FLAGS = [
+    *("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fopenmp-simd", "-ffp-contract=fast"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffinite-math-only"),
+]
+COLUMNS = 16  # of the table of choices
+
+
+class Shape(ctypes.Structure):
+    """The struct of the same name in `pixels.cpp`."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("channels", "height", "width", "size", "blur")]
+
+
+def view(images: Tensor, table: Tensor, *, size: int, blur_kernel: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """One view of every image, on torch's number of threads.
+
+    Args:
+        images: (N, C, H, W) uint8 on the CPU.
+        table: (N, 16) float32 or float64 on the CPU: `pixels.Choices.table`.
+        size: side of the view.
+        blur_kernel: taps of the Gaussian, odd, below twice the side.
+        mean, std: of each channel.
+
+    Returns:
+        (N, C, size, size) of the table's dtype, normalised, channels_last.
+
+    Raises:
+        ValueError: if an argument has another form, or a crop leaves its image: memory is read and written unchecked below.
+        RuntimeError: if there is no library, or it ran out of memory or threads.
+    """
+    found = library()
+    if found is None:
+        raise RuntimeError("pixels.cpp could not be compiled on this machine")
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.device.type != "cpu":
+        raise ValueError(f"views: expected uint8 images (N, C, H, W) on the CPU, got {images.dtype} {tuple(images.shape)}, {images.device}")
+    count, channels, height, width = images.shape
+    found_table = f"{table.dtype} {tuple(table.shape)}, {table.device}"
+    if table.dtype not in (torch.float32, torch.float64) or table.shape != (count, COLUMNS) or table.device.type != "cpu":
+        raise ValueError(f"views: expected a float table ({count}, {COLUMNS}) on the CPU, got {found_table}")
+    too_wide = blur_kernel // 2 >= size and bool(table[:, 14].any())  # its reflection would leave the view
+    if not len(mean) == len(std) == channels or size < 1 or blur_kernel < 1 or blur_kernel % 2 == 0 or too_wide:
+        moments_given = f"{len(mean)} means, {len(std)} deviations"
+        raise ValueError(f"views: {channels} channels, size {size}, blur_kernel {blur_kernel}, {moments_given}: they do not fit")
+    top, left, rows, columns = table[:, :4].unbind(1)
+    inside = (top >= 0) & (left >= 0) & (rows >= 1) & (columns >= 1) & (top + rows <= height) & (left + columns <= width)
+    if not inside.all() or (channels != 3 and table[:, 12].any()):
+        raise ValueError("views: a crop leaves its image, or a hue is turned where there is no colour")
+    images, table = images.contiguous(), table.contiguous()
+    moments = torch.tensor([mean, std], dtype=table.dtype, device="cpu")
+    out = torch.empty(count, size, size, channels, dtype=table.dtype, device="cpu")
+    run = found.views_double if table.dtype == torch.float64 else found.views_float
+    failed = run(
+        images.data_ptr(),
+        table.data_ptr(),
+        out.data_ptr(),
+        count,
+        Shape(channels, height, width, size, blur_kernel),
+        moments[0].data_ptr(),
+        moments[1].data_ptr(),
+        max(1, min(torch.get_num_threads(), count)),
+    )
+    if failed:
+        raise RuntimeError("views: out of memory or threads")
+    return out.permute(0, 3, 1, 2)
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled library, or None where it cannot be made, with a printed line unless there is no compiler at all.
+
+    The first call on a machine compiles; later ones load the file. It is named by a hash of source, flags, compiler and processor, so
+    that machines of different kinds can share a cache without running each other's instructions.
+    """
+    cxx = compiler()
+    if cxx is None:
+        return None
+    command = [cxx, *FLAGS]
+    if platform.system() == "Linux":  # elsewhere the processor cannot be told apart well enough to share a cache
+        command.append("-mcpu=native" if platform.machine() == "aarch64" else "-march=native")
+    try:
+        version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+        about = [*command, version, platform.platform(), cpu_name(), _features(), SOURCE.read_text(encoding="utf-8")]
+        key = hashlib.sha256("\0".join(about).encode()).hexdigest()
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twoviews" / f"pixels-{key[:24]}.so"
+        if not path.is_file():
+            print(f"compiling {SOURCE.name} for this machine, once", flush=True)
+            _compile(command, path)
+        found = ctypes.CDLL(str(path))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: a user without a home
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+        print(f"{SOURCE.name} could not be compiled or loaded ({' '.join(said.split())[:200]}): torch makes the views, more slowly")
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    for function in (found.views_float, found.views_double):
+        function.argtypes = [pointer, pointer, pointer, number, Shape, pointer, pointer, number]
+        function.restype = ctypes.c_int
+    return found
+
+
+def _compile(command: list[str], path: Path) -> None:
+    """Beside its place first: of two processes that compile at once each renames a whole file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        subprocess.run([*command, str(SOURCE), "-o", beside], capture_output=True, text=True, check=True, timeout=300)
+        os.replace(beside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            Path(beside).unlink()
+
+
+def _features() -> str:
+    """What the processor can do: virtual machines of one model differ in it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            return next((line for line in info if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return ""

@@ -1,0 +1,232 @@
+// The views of views.py for a CPU: one image at a time, start to end in cache, its operations in its own order and no others.
+// The arithmetic is that of pixels.py, which says why; tests compare the two in float64. Nothing here is drawn: the choices come in.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+namespace {
+
+struct Shape {
+    int64_t channels, height, width, size, blur;  // of an image; side of a view; taps of the Gaussian
+};
+
+// One row of choices an image: the columns of views.Choices, in its order.
+enum { TOP, LEFT, ROWS, COLS, FLIP, OPS, BRIGHTNESS = OPS + 4, CONTRAST, SATURATION, HUE, GRAY, SIGMA, SOLARIZE, COLUMNS };
+enum { B, C, S, H };
+
+// Bilinear with antialias along one axis: which pixels make an output, and with what weights.
+template <typename T>
+struct Resampler {
+    std::vector<int64_t> first, count;
+    std::vector<T> weight;  // (size, source)
+    int64_t source;
+
+    Resampler(int64_t size, int64_t source) : first(size), count(size), weight(size * source), source(source) {}
+
+    void aim(T start, T length, bool reverse) {
+        const int64_t size = first.size();
+        const T scale = length / size, reach = std::max(scale, T(1));
+        for (int64_t o = 0; o < size; o++) {
+            const T centre = start + ((reverse ? size - 1 - o : o) + T(0.5)) * scale;
+            const int64_t low = std::max<int64_t>(int64_t(start), int64_t(std::floor(centre - reach)));
+            const int64_t high = std::min<int64_t>(int64_t(start + length), int64_t(std::ceil(centre + reach)) + 1);
+            T* w = &weight[o * source];
+            T sum = 0;
+            int64_t begin = -1, n = 0;
+            for (int64_t p = low; p < high; p++) {
+                const T tap = 1 - std::abs(p + T(0.5) - centre) / reach;
+                if (tap <= 0) continue;
+                if (begin < 0) begin = p;
+                w[n++] = tap;
+                sum += tap;
+            }
+            for (int64_t k = 0; k < n; k++) w[k] /= sum;
+            first[o] = begin;
+            count[o] = n;
+        }
+    }
+};
+
+template <typename T>
+struct Worker {
+    Shape s;
+    const T *mean, *deviation;
+    int64_t n;  // pixels of a view
+    Resampler<T> rows, cols;
+    std::vector<T> image, cut, turned, planes, other, gaussian;
+
+    Worker(Shape s, const T* mean, const T* deviation)
+        : s(s), mean(mean), deviation(deviation), n(s.size * s.size), rows(s.size, s.height), cols(s.size, s.width),
+          image(s.channels * s.height * s.width), cut(s.channels * s.size * s.width), turned(cut.size()),
+          planes(s.channels * n), other(planes.size()), gaussian(s.blur) {}
+
+    T* plane(int64_t c) { return &planes[c * n]; }
+
+    // Leaves the planes transposed, (C, x, y): each column of the crop is then a run of neighbours in memory.
+    void crop(const uint8_t* in, const T* choice) {
+        for (size_t i = 0; i < image.size(); i++) image[i] = T(in[i]) / 255;
+        rows.aim(choice[TOP], choice[ROWS], false);
+        cols.aim(choice[LEFT], choice[COLS], choice[FLIP] > 0);
+        const int64_t left = choice[LEFT], right = left + int64_t(choice[COLS]), lines = s.channels * s.size;
+        for (int64_t c = 0; c < s.channels; c++)
+            for (int64_t y = 0; y < s.size; y++) {
+                T* out = &cut[(c * s.size + y) * s.width];
+                for (int64_t x = left; x < right; x++) out[x] = 0;
+                for (int64_t k = 0; k < rows.count[y]; k++) {
+                    const T w = rows.weight[y * s.height + k];
+                    const T* from = &image[(c * s.height + rows.first[y] + k) * s.width];
+                    for (int64_t x = left; x < right; x++) out[x] += w * from[x];
+                }
+            }
+        for (int64_t line = 0; line < lines; line++)
+            for (int64_t x = left; x < right; x++) turned[x * lines + line] = cut[line * s.width + x];
+        for (int64_t c = 0; c < s.channels; c++)
+            for (int64_t x = 0; x < s.size; x++) {
+                T* out = plane(c) + x * s.size;
+                for (int64_t y = 0; y < s.size; y++) out[y] = 0;
+                for (int64_t k = 0; k < cols.count[x]; k++) {
+                    const T w = cols.weight[x * s.width + k];
+                    const T* from = &turned[(cols.first[x] + k) * lines + c * s.size];
+                    for (int64_t y = 0; y < s.size; y++) out[y] += w * from[y];
+                }
+            }
+    }
+
+    void gray(T* out) {
+        if (s.channels == 3) {
+            const T *r = plane(0), *g = plane(1), *b = plane(2);
+            for (int64_t i = 0; i < n; i++) out[i] = T(0.2989) * r[i] + T(0.587) * g[i] + T(0.114) * b[i];
+            return;
+        }
+        for (int64_t i = 0; i < n; i++) {
+            out[i] = 0;
+            for (int64_t c = 0; c < s.channels; c++) out[i] += plane(c)[i] / s.channels;
+        }
+    }
+
+    void jitter(int op, const T* choice) {
+        if (op == H) return hue(choice[HUE]);
+        const T f = choice[op == B ? BRIGHTNESS : op == C ? CONTRAST : SATURATION];
+        if (f == 1) return;
+        if (op == B) {
+            for (T& v : planes) v = std::min(f * v, T(1));
+            return;
+        }
+        T* rest = other.data();
+        gray(rest);
+        if (op == C) {
+            T sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = 0; i < n; i++) sum += rest[i];
+            std::fill(rest, rest + n, sum / n);
+        }
+        for (int64_t c = 0; c < s.channels; c++) {
+            T* p = plane(c);
+            for (int64_t i = 0; i < n; i++) p[i] = std::max(std::min(f * p[i] + (1 - f) * rest[i], T(1)), T(0));
+        }
+    }
+
+    void hue(T shift) {
+        if (shift == 0) return;
+        T *__restrict red = plane(0), *__restrict green = plane(1), *__restrict blue = plane(2);
+        for (int64_t i = 0; i < n; i++) {
+            const T r = red[i], g = green[i], b = blue[i];
+            const T top = std::max(std::max(r, g), b), spread = top - std::min(std::min(r, g), b);
+            const T inverse = 1 / std::max(spread, T(1e-20));
+            const T angle = (top == r ? (g - b) * inverse : top == g ? 2 + (b - r) * inverse : 4 + (r - g) * inverse) + 6 * shift;
+            const auto turn = [=](T k) {
+                k -= 6 * std::floor(k * T(1. / 6));
+                return top - spread * std::max(std::min(std::min(k, 4 - k), T(1)), T(0));
+            };
+            red[i] = turn(angle + 5);
+            green[i] = turn(angle + 3);
+            blue[i] = turn(angle + 1);
+        }
+    }
+
+    int64_t reflect(int64_t i) const { return i < 0 ? -i : i >= s.size ? 2 * (s.size - 1) - i : i; }
+
+    void blur(T sigma) {
+        const int64_t radius = s.blur / 2;
+        T sum = 0;
+        sigma = std::max(sigma, T(1e-3));
+        for (int64_t k = 0; k < s.blur; k++) {
+            gaussian[k] = std::exp(T(-0.5) * (k - radius) * (k - radius) / (sigma * sigma));
+            sum += gaussian[k];
+        }
+        for (T& w : gaussian) w /= sum;
+        std::fill(other.begin(), other.end(), T(0));
+        for (int64_t line = 0; line < s.channels * s.size; line++) {  // along y
+            const T* from = &planes[line * s.size];
+            for (int64_t k = 0; k < s.blur; k++)
+                for (int64_t y = 0; y < s.size; y++) other[line * s.size + y] += gaussian[k] * from[reflect(y + k - radius)];
+        }
+        std::fill(planes.begin(), planes.end(), T(0));
+        for (int64_t c = 0; c < s.channels; c++)  // along x
+            for (int64_t x = 0; x < s.size; x++)
+                for (int64_t k = 0; k < s.blur; k++) {
+                    const T* from = &other[c * n + reflect(x + k - radius) * s.size];
+                    T* to = plane(c) + x * s.size;
+                    for (int64_t y = 0; y < s.size; y++) to[y] += gaussian[k] * from[y];
+                }
+    }
+
+    void view(const uint8_t* in, const T* choice, T* out) {
+        crop(in, choice);
+        for (int i = 0; i < 4; i++) jitter(int(choice[OPS + i]), choice);
+        if (choice[GRAY] > 0) {
+            gray(other.data());
+            for (int64_t c = 0; c < s.channels; c++) std::copy_n(other.data(), n, plane(c));
+        }
+        if (choice[SIGMA] > 0) blur(choice[SIGMA]);
+        if (choice[SOLARIZE] > 0)
+            for (T& v : planes) v = v >= T(128. / 255) ? 1 - v : v;
+        for (int64_t c = 0; c < s.channels; c++) {
+            const T m = mean[c];
+            const T scale = 1 / deviation[c];
+            const T* from = plane(c);
+            for (int64_t y = 0; y < s.size; y++)
+                for (int64_t x = 0; x < s.size; x++) out[(y * s.size + x) * s.channels + c] = (from[x * s.size + y] - m) * scale;
+        }
+    }
+};
+
+// 0, or 1 where memory or threads ran out: no exception may leave a thread or the library.
+template <typename T>
+int views(const uint8_t* images, const T* choices, T* out, int64_t count, Shape s, const T* mean, const T* deviation, int64_t threads) {
+    std::atomic<int> failed{0};
+    const auto work = [&](int64_t from, int64_t to) {
+        try {
+            Worker<T> worker(s, mean, deviation);
+            for (int64_t i = from; i < to; i++)
+                worker.view(images + i * s.channels * s.height * s.width, choices + i * COLUMNS, out + i * s.channels * s.size * s.size);
+        } catch (...) {
+            failed = 1;
+        }
+    };
+    std::vector<std::thread> others;
+    try {
+        for (int64_t t = 1; t < threads; t++) others.emplace_back(work, count * t / threads, count * (t + 1) / threads);
+        work(0, count / threads);
+    } catch (...) {
+        failed = 1;
+    }
+    for (auto& other : others) other.join();
+    return failed;
+}
+
+}  // namespace
+
+// Images (count, C, H, W) and choices (count, COLUMNS) in; views (count, size, size, C), channels last, out.
+extern "C" int views_float(const uint8_t* images, const float* choices, float* out, int64_t count, Shape s, const float* mean,
+                           const float* deviation, int64_t threads) {
+    return views(images, choices, out, count, s, mean, deviation, threads);
+}
+extern "C" int views_double(const uint8_t* images, const double* choices, double* out, int64_t count, Shape s, const double* mean,
+                            const double* deviation, int64_t threads) {
+    return views(images, choices, out, count, s, mean, deviation, threads);
+}
