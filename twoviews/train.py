@@ -130,9 +130,10 @@ def views_by(machine: device.Machine) -> str:
 
 
 def _views_on(machine: device.Machine, views: Views) -> Callable[[Tensor, Tensor], list[Tensor]]:
-    made = {"torch": views, "C++": views.on_cpu}
     by = views_by(machine)
-    return made[by] if by in made else torch.compile(views.__call__, dynamic=False, fullgraph=True)
+    if by == "torch.compile":
+        return torch.compile(views.__call__, dynamic=False, fullgraph=True)
+    return views.on_cpu if by == "C++" else views
 
 
 def _restore(run: runs.RunFolder, parts: Parts, last: int) -> tuple[int, Clock]:
