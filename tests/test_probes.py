@@ -193,6 +193,18 @@ def test_the_decay_is_the_best_on_val_and_the_last_fit_sees_both() -> None:
     assert not torch.allclose(F.linear(test, probe.weight), F.linear(test, train_only.weight), rtol=1e-2, atol=1e-2)
 
 
+def test_the_decay_that_fits_the_training_rows_best_is_not_chosen_for_that() -> None:
+    features, labels = blobs(120, 40, 4, seed=0, apart=0.5)
+    wrong = torch.rand(120, generator=torch.Generator().manual_seed(0)) < 0.4
+    labels = torch.where(wrong, (labels + 1) % 4, labels)  # noise that weak decays learn by heart
+    val = blobs(400, 40, 4, seed=1, apart=0.5)
+    probes = {decay: fit(features, labels, classes=4, decay=decay) for decay in DECAYS}
+    fitted = {decay: probe.accuracy(features, labels) for decay, probe in probes.items()}
+    held_out = {decay: probe.accuracy(*val) for decay, probe in probes.items()}
+    assert max(fitted, key=fitted.__getitem__) != max(held_out, key=held_out.__getitem__), "the rows must tell the two rules apart"
+    assert linear(features, labels, *val, classes=4)[1] == max(held_out, key=held_out.__getitem__)
+
+
 def test_equally_good_decays_give_the_strongest() -> None:
     features, labels = blobs(100, 4, 3, seed=0, apart=50.0)
     assert linear(features, labels, features, labels, classes=3)[1] == max(DECAYS)
