@@ -380,12 +380,15 @@ def test_wrong_test_labels_change_the_final_accuracy_and_nothing_else(finished: 
 
 
 def test_a_run_that_tunes_never_touches_the_test_set(data: Path, tmp_path: Path, no_report: None) -> None:
-    words = ("train_on=train", "probes='knn,linear'", "probe_every=1", "max_steps=3")
+    words = ("train_on=train", "probes='knn,linear'", "probe_every=0.2", "max_steps=3")
     clean = pretrained(data, tmp_path / "clean", *words)
     wrong = pretrained(poisoned(tmp_path, test=True, test_images=True), tmp_path / "wrong", *words)
     assert weights(wrong) == weights(clean)
     assert small.without_times(small.summary(wrong)["readouts"]) == small.without_times(small.summary(clean)["readouts"])
     assert {row["split"] for row in small.summary(clean)["readouts"]} == {"val"}
+    probed = [small.without_times(runs.metrics(path)) for path in (wrong, clean)]
+    assert probed[0] == probed[1]
+    assert all("val_knn10" in row for row in probed[0])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -84,7 +84,8 @@ def environment(tmp: Path, **more: str) -> dict[str, str]:
     guard = tmp / "guard"
     guard.mkdir(exist_ok=True)
     (guard / "sitecustomize.py").write_text(GUARD)
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(guard), "PYTHONWARNINGS": "ignore", **more}
+    path = os.pathsep.join([str(guard), *filter(None, [os.environ.get("PYTHONPATH")])])  # a mutant's copy of the package, say
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", **more}
 
 
 def command(tmp: Path, *argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
