@@ -15,7 +15,7 @@ from twoviews.config import CONF
 from twoviews.methods import METHODS
 from twoviews.methods.base import Method
 
-PARTS = ("backbone", "embed_dim", "num_classes")  # what a constructor may name that no card holds
+PARTS = ("backbone", "embed_dim", "num_classes", "num_images")  # what a constructor may name that no card holds
 EMBED_DIM, CLASSES, IMAGES = 16, 5, 8
 
 
@@ -40,7 +40,7 @@ def tiny(method: str, *, seed: int = 0, **changes: Any) -> Method:
     """A method around a net of a few thousand weights. `changes` replace hyper-parameters of its card."""
     torch.manual_seed(seed)
     backbone = ThinResNet(in_channels=3, widths=(8, EMBED_DIM), blocks=(1, 1), stem_stride=1)
-    parts = {"backbone": backbone, "embed_dim": EMBED_DIM, "num_classes": CLASSES}
+    parts = {"backbone": backbone, "embed_dim": EMBED_DIM, "num_classes": CLASSES, "num_images": 50_000}
     given = {**read_card(card_paths(method)[0]), **parts, **changes}  # the card's `backbone` is a name, ours a module
     return METHODS[method](**{name: given[name] for name in inspect.signature(METHODS[method]).parameters})
 

@@ -184,6 +184,110 @@ MUTANTS = [
     Mutant("lock ignored", "runs.py", "fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "test_runs.py"),
     Mutant("+key accepted", "config.py", "if key != bare:", "if False:", "test_config.py"),
     Mutant("ranges ignored", "config.py", "if not RULES[key].accepts(value):", "if False:", "test_config.py"),
+    # momentum encoder and queue
+    Mutant(
+        "keys not normalised",
+        "methods/moco.py",
+        "F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)",
+        "z",
+        "test_momentum.py",
+    ),
+    Mutant("key encoder gets gradients", "momentum.py", ".requires_grad_(False)", "", "test_momentum.py"),
+    Mutant("momentum the wrong way round", "momentum.py", ", 1 - decay)", ", decay)", "test_momentum.py"),
+    Mutant(
+        "queue does not go around",
+        "momentum.py",
+        "torch.arange(len(keys), device=keys.device)) % size",
+        "torch.arange(len(keys), device=keys.device)).clamp(max=size - 1)",
+        "test_momentum.py",
+    ),
+    Mutant(
+        "queue's cursor stands still",
+        "momentum.py",
+        "        self.cursor.copy_((self.cursor + len(keys)) % size)\n",
+        "",
+        "test_momentum.py",
+    ),
+    Mutant(
+        "the key is not among the candidates",
+        "losses.py",
+        "torch.cat([own, others], 1) / temperature",
+        "torch.cat([own - own.detach(), others], 1) / temperature",
+        "test_losses.py",
+    ),
+    # archives
+    Mutant("archive's hash not checked", "data/cifar.py", "if found != source.sha256:", "if False:", "test_cifar.py"),
+    Mutant(
+        "free unpickling",
+        "data/pickles.py",
+        "            return ALLOWED[module, name]\n",
+        "            return super().find_class(module, name)\n",
+        "test_cifar.py",
+    ),
+    Mutant("a broken download taken for a whole one", "data/download.py", "if digest(part) == sha256:", "if True:", "test_cifar.py"),
+    Mutant("a download always begins again", "data/download.py", '"ab" if goes_on else "wb"', '"wb"', "test_cifar.py"),
+    # what the review of MoCo and of the reader asked for
+    Mutant(
+        "own key among the negatives of the second half",
+        "methods/moco.py",
+        "other, others = info_nce(self._query(b), key_a, negatives, self.temperature)",
+        "self.queue.enqueue(key_b); other, others = info_nce(self._query(b), key_a, self.queue.keys.clone(), self.temperature)",
+        "test_momentum.py",
+    ),
+    Mutant(
+        "keys in the queries' order",
+        "methods/moco.py",
+        "self.momentum_encoder(x[spread_order(n, splits, x.device)])",
+        "self.momentum_encoder(x)",
+        "test_momentum.py",
+    ),
+    Mutant("keys not put back in order", "methods/moco.py", "[spread_order(n, n // splits, x.device)]", "", "test_momentum.py"),
+    Mutant(
+        "negatives read after they were overwritten", "methods/moco.py", "self.queue.keys.clone()", "self.queue.keys", "test_momentum.py"
+    ),
+    Mutant(
+        "only the backbone followed",
+        "methods/moco.py",
+        "ema_update(self.momentum_encoder[1], self.projector, self.ema_decay)",
+        "pass",
+        "test_momentum.py",
+    ),
+    Mutant(
+        "projector's BatchNorm sees the whole batch",
+        "methods/moco.py",
+        "split_batchnorm(self.projector, bn_splits)",
+        "pass",
+        "test_momentum.py",
+    ),
+    Mutant(
+        "one BatchNorm over the whole batch", "momentum.py", "enumerate(x.chunk(self.splits))", "enumerate(x.chunk(1))", "test_momentum.py"
+    ),
+    Mutant(
+        "LARS has no momentum",
+        "optim.py",
+        'state["momentum_buffer"].mul_(group["momentum"]).add_(update)',
+        'state["momentum_buffer"] * group["momentum"] + update',
+        "test_optim.py",
+    ),
+    Mutant("LARS scales norms though told not to", "optim.py", 'if group["adapt"]:', "if True:", "test_optim.py"),
+    Mutant(
+        "short batch dropped though kept",
+        "data/dataset.py",
+        "return n // batch_size if drop_last else -(-n // batch_size)",
+        "return n // batch_size",
+        "test_data.py",
+    ),
+    Mutant("links followed", "data/cifar.py", " or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE)", "", "test_cifar.py"),
+    Mutant("a member twice", "data/cifar.py", "if wanted[member.name] in blobs:", "if False:", "test_cifar.py"),
+    Mutant("a changed file in the folder", "data/cifar.py", "if found != source.files[name]:", "if False:", "test_cifar.py"),
+    Mutant("unpacked without a bound", "data/cifar.py", "if self.left < 0:", "if False:", "test_cifar.py"),
+    Mutant(
+        "appended at another place",
+        "data/download.py",
+        ' and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")',
+        "",
+        "test_cifar.py",
+    ),
 ]
 
 

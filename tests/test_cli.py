@@ -523,3 +523,14 @@ def test_load_backbone_refuses_what_is_not_ours(tmp_path: Path, form: str) -> No
         save_file({"w": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match=r"no such file|not a file of TwoViews"):
         twoviews.load_backbone(path)
+
+
+def test_init_reaches_the_momentum_copy_too(tiny: list[str], finished: Path) -> None:
+    cfg = config.load(
+        "pretrain", [*(w for w in tiny if not w.startswith("recipe=")), "recipe=moco", f"init={finished}", "queue_size=128", "bn_splits=4"]
+    )
+    method = build.build(cfg).method
+    loaded = build.load_backbone(finished).state_dict()
+    for key, value in method.momentum_encoder[0].state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(value, loaded[key].to(value.dtype)), key

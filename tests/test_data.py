@@ -114,11 +114,20 @@ def test_batches_are_the_epochs_order_cut_in_pieces_the_short_one_dropped() -> N
     for step in (9, 0, 4, 3, 8, 12):  # not in turn, so that a cache of orders that forgets its key is seen
         epoch, place = divmod(step, 4)
         expected = dataset.epoch_order(7, epoch, n)[place * batch : (place + 1) * batch]
-        assert torch.equal(dataset.batch_rows(7, step, n, batch), expected)
-    seen = torch.cat([dataset.batch_rows(7, step, n, batch) for step in range(4)])
+        assert torch.equal(dataset.batch_rows(7, step, n, batch, drop_last=True), expected)
+    seen = torch.cat([dataset.batch_rows(7, step, n, batch, drop_last=True) for step in range(4)])
     assert len(set(seen.tolist())) == 20
-    assert not torch.equal(dataset.batch_rows(7, 0, n, batch), dataset.batch_rows(8, 0, n, batch))
-    assert not torch.equal(dataset.batch_rows(7, 0, n, batch), dataset.batch_rows(7, 0, 24, batch))
+    assert not torch.equal(dataset.batch_rows(7, 0, n, batch, drop_last=True), dataset.batch_rows(8, 0, n, batch, drop_last=True))
+    assert not torch.equal(dataset.batch_rows(7, 0, n, batch, drop_last=True), dataset.batch_rows(7, 0, 24, batch, drop_last=True))
+
+
+def test_the_last_short_batch_is_kept_where_the_recipe_says_so() -> None:
+    assert [dataset.steps_per_epoch(n, 5, drop_last=False) for n in (5, 9, 10, 11)] == [1, 2, 2, 3]
+    assert [dataset.steps_per_epoch(n, 5, drop_last=True) for n in (5, 9, 10, 11)] == [1, 1, 2, 2]
+    for epoch in range(2):
+        seen = torch.cat([dataset.batch_rows(7, 5 * epoch + i, 23, 5, drop_last=False) for i in range(5)])
+        assert torch.equal(seen, dataset.epoch_order(7, epoch, 23))
+    assert len(dataset.batch_rows(7, 9, 23, 5, drop_last=False)) == 3
 
 
 # ---- moments, arrays ----
@@ -397,12 +406,16 @@ def test_images_of_other_modes_become_rgb(tmp_path: Path, decodes: list[int], mo
 
 
 def test_trees_of_other_shapes_are_refused(tmp_path: Path, decodes: list[int]) -> None:
-    for root, says in ((None, "got no data_dir"), (tmp_path / "none", "has no folders train/ and test/")):
+    (tmp_path / "empty").mkdir()
+    for name, says in (("none", "got no such file or folder"), ("empty", "got none of them")):
         with pytest.raises(ValueError, match=says):
-            cifar.read(str(root) if root else None)
+            cifar.read(str(tmp_path / name))
     make_tree(tmp_path / "other", classes=("a", "b"))
-    with pytest.raises(ValueError, match=r"holds 2 classes of .*: not CIFAR-10's ten"):
+    with pytest.raises(ValueError, match=r"holds 2 classes of .*: not CIFAR-10's 10"):
         cifar.read(str(tmp_path / "other"))
+    make_tree(tmp_path / "names", classes=tuple("abcdefghij"))
+    with pytest.raises(ValueError, match=r"holds 10 classes of .*: not CIFAR-10's 10"):
+        cifar.read(str(tmp_path / "names"))
     shutil.rmtree(tmp_path / "other/test/b")
     with pytest.raises(ValueError, match="must hold the same class folders"):
         read_tree(tmp_path / "other", title="a")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from twoviews.losses import cross_entropy, nt_xent
+from twoviews.losses import cross_entropy, info_nce, nt_xent
 
 
 def algorithm_1(z: Tensor, temperature: float) -> Tensor:
@@ -210,3 +210,56 @@ def test_cross_entropy_of_bfloat16_logits_is_computed_in_float32() -> None:
     loss = cross_entropy(logits, labels)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, cross_entropy(logits.float(), labels), rtol=0, atol=0)
+
+
+# ---- InfoNCE against a queue ----
+
+
+def unit(*shape: int, seed: int) -> Tensor:
+    return torch.nn.functional.normalize(normal(*shape, seed=seed), dim=1)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
+@pytest.mark.parametrize(("n", "k", "d"), [(1, 1, 2), (4, 3, 5), (6, 32, 8)])
+def test_info_nce_and_its_gradient_equal_the_papers_formula(n: int, k: int, d: int, temperature: float) -> None:
+    query, key, queue = normal(n, d, seed=1).requires_grad_(), unit(n, d, seed=2), unit(k, d, seed=3)
+    naive = query.new_zeros(())
+    for i in range(n):  # eq. 1 of He et al. 2020: the sum is over one positive and K negatives
+        q = query[i] / query[i].norm()
+        logits = [q @ key[i] / temperature] + [q @ row / temperature for row in queue]
+        naive = naive - torch.log(torch.exp(logits[0]) / sum(torch.exp(logit) for logit in logits)) / n
+    (expected,) = torch.autograd.grad(naive, query)
+    loss, _ = info_nce(query, key, queue, temperature)
+    (gradient,) = torch.autograd.grad(loss, query)
+    torch.testing.assert_close(loss, naive, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_info_nce_counts_the_queries_whose_own_key_is_the_most_similar() -> None:
+    key = torch.eye(4, dtype=torch.float64)
+    queue = torch.cat([key[:1], -key])  # the first query meets its own direction in the queue: no strict winner
+    _, share = info_nce(3 * key, key, queue, 0.2)
+    assert share.item() == 0.75
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_info_nce_is_in_float32_and_finite_at_small_temperatures(dtype: torch.dtype) -> None:
+    query = normal(8, 16, seed=4).to(dtype).requires_grad_()
+    key, queue = unit(8, 16, seed=5).float(), unit(64, 16, seed=6).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = info_nce(query, key, queue, 1e-3)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss)
+    assert torch.isfinite(query.grad).all()
+    exact, _ = info_nce(query.detach().double(), key.double(), queue.double(), 1e-3)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-4, atol=1e-3)
+
+
+def test_info_nce_refuses_shapes_that_do_not_fit() -> None:
+    good = [normal(4, 3), normal(4, 3), normal(9, 3)]
+    for i, wrong in ((0, normal(5, 3)), (1, normal(4, 2)), (2, normal(9, 2))):
+        with pytest.raises(ValueError, match="info_nce: expected queries and keys"):
+            info_nce(*[wrong if i == j else part for j, part in enumerate(good)], 0.2)
+    with pytest.raises(ValueError, match="temperature > 0"):
+        info_nce(*good, 0.0)

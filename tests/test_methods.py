@@ -156,6 +156,24 @@ def test_a_forward_is_a_function_of_its_state_and_arguments(name: str) -> None:
 
 
 @every_method
+def test_forward_is_one_graph_and_the_graph_computes_the_same(name: str) -> None:
+    method, arguments = contract.tiny(name), contract.batch(name)
+    eager = copy.deepcopy(method)
+    torch._dynamo.reset()
+    compiled = torch.compile(method, backend="aot_eager", fullgraph=True, dynamic=False)
+    loss, expected = compiled(*arguments)[0], eager(*arguments)[0]
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    for (key, a), b in zip(method.named_parameters(), eager.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), key
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, msg=key)
+    for (key, a), b in zip(method.state_dict().items(), eager.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=key)  # buffers that the forward writes: statistics, a queue and its cursor
+
+
+@every_method
 def test_float64_stays_float64(name: str) -> None:
     views, labels, progress = contract.batch(name)
     loss, _ = contract.tiny(name).double()([view.double() for view in views], labels, progress)

@@ -209,11 +209,70 @@ def test_muons_decay_is_decoupled_from_its_step() -> None:
 
 
 def test_an_unknown_optimizer_is_refused() -> None:
-    with pytest.raises(ValueError, match="'adam'"):
-        optimizer_of([{"params": [nn.Parameter(torch.zeros(1))]}], optimizer="adam")
+    with pytest.raises(ValueError, match="'adagrad'"):
+        optimizer_of([{"params": [nn.Parameter(torch.zeros(1))]}], optimizer="adagrad")
 
 
 @pytest.mark.parametrize("changes", [{"momentum": -0.1}, {"momentum": 1.0}, {"weight_decay": -1.0}, {"momentum": 0.0, "nesterov": True}])
 def test_values_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"momentum|weight_decay|[Nn]esterov"):
         optimizer_of([{"params": [nn.Parameter(torch.zeros(1))]}], **changes)
+
+
+# ---- LARS and Adam ----
+
+
+def lars_loop(
+    weights: list[torch.Tensor], gradients: list[list[torch.Tensor]], *, rate: float, decay: float, skip_vectors: bool, nesterov: bool
+):  # type: ignore[no-untyped-def]
+    """SimCLR's lars_optimizer.py (classic momentum) with plain floats, a layer at a time."""
+    weights = [w.clone() for w in weights]
+    velocity = [torch.zeros_like(w) for w in weights]
+    for step in gradients:
+        for i, (w, g) in enumerate(zip(weights, step, strict=True)):
+            plain = skip_vectors and w.ndim <= 1
+            g = g if plain else g + decay * w
+            local = 1.0
+            if not plain and w.norm() > 0 and g.norm() > 0:
+                local = 0.001 * math.sqrt(sum(x * x for x in w.flatten().tolist())) / math.sqrt(sum(x * x for x in g.flatten().tolist()))
+            velocity[i] = 0.9 * velocity[i] + local * rate * g
+            weights[i] = w - (0.9 * velocity[i] + local * rate * g if nesterov else velocity[i])
+    return weights
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("decay_norms", [False, True])
+def test_lars_equals_simclrs_code_and_leaves_vectors_alone_only_where_asked(decay_norms: bool, nesterov: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 3, 3, 3), (5, 4), (4,), (5,)]
+    start = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    start[3].zero_()  # a layer without length keeps the plain rate
+    gradients = [[torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes] for _ in range(4)]
+    params = [nn.Parameter(w.clone()) for w in start]
+    optimizer = optim.build(
+        [{"params": params}], optimizer="lars", momentum=0.9, nesterov=nesterov, weight_decay=0.01, decay_norms=decay_norms
+    )
+    for step in gradients:
+        for p, g in zip(params, step, strict=True):
+            p.grad = g.clone()
+        for group in optimizer.param_groups:
+            group["lr"] = 0.7
+        optimizer.step()
+    expected = lars_loop(start, gradients, rate=0.7, decay=0.01, skip_vectors=not decay_norms, nesterov=nesterov)
+    for p, e in zip(params, expected, strict=True):
+        torch.testing.assert_close(p.detach(), e)
+
+
+def test_adam_is_torchs_with_the_cards_first_beta() -> None:
+    ours, theirs = (nn.Parameter(torch.arange(6.0).view(2, 3)) for _ in range(2))
+    first = optim.build([{"params": [ours]}], optimizer="adam", momentum=0.8, nesterov=False, weight_decay=0.1, decay_norms=True)
+    second = torch.optim.Adam([theirs], lr=0.01, betas=(0.8, 0.999), weight_decay=0.1)
+    for step in range(5):
+        for p, optimizer in ((ours, first), (theirs, second)):
+            p.grad = torch.sin(torch.arange(6.0).view(2, 3) + step)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+    with pytest.raises(ValueError, match="no Nesterov momentum: use nesterov=false"):
+        optim.build([{"params": [ours]}], optimizer="adam", momentum=0.8, nesterov=True, weight_decay=0.0, decay_norms=True)

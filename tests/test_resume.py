@@ -22,7 +22,9 @@ from twoviews.commands import report
 from twoviews.methods import METHODS
 
 STEPS = 12
-RECIPE = {config.load("pretrain", [f"recipe={name}"]).method: name for name in rules.RULES["recipe"].choices}  # a card of each method
+RECIPE: dict[str, str] = {}  # a card of each method, the first by name
+for _name in rules.RULES["recipe"].choices:
+    RECIPE.setdefault(config.load("pretrain", [f"recipe={_name}"]).method, _name)
 # Five steps an epoch of half the images:
 # a probe every second step, a save at every step, warm-up over three steps, and the stop in the third epoch.
 LOOP = ("batch_size=32", "epochs=3", "probe_every=0.4", "checkpoint_every=0.2", "warmup_epochs=0.6")
@@ -67,6 +69,29 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Half of the training images: the runs here are many."""
     parts = small.arrays()
     return small.write_idx(tmp_path_factory.mktemp("half"), [parts[0][: small.TRAIN // 2], parts[1][: small.TRAIN // 2], *parts[2:]])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("cifar_thin", ["drop_last=false", "batch_size=48"]),  # 160 images: three batches of 48 and one of 16
+        ("supervised", ["drop_last=false", "batch_size=48"]),
+        ("moco", ["symmetric=true", "batch_size=32"]),
+        ("simclr", ["optimizer=lars", "decay_norms=false", "batch_size=32"]),
+        ("simclr", ["optimizer=adam", "nesterov=false", "base_learning_rate=0.01", "min_learning_rate=0", "batch_size=32"]),
+    ],
+)
+def test_other_batches_losses_and_optimisers_go_on_bit_for_bit_too(tmp_path: Path, half: Path, recipe: str, changes: list[str]) -> None:
+    words = small.words(half, tmp_path, *LOOP[1:], *changes, recipe=recipe)
+    steps = 8
+    straight = go(runs.create(tmp_path, "straight", ""), words, steps)
+    for k in (3, 4, 5):
+        path = runs.create(tmp_path, f"stopped{k}", "")
+        go(path, words, k)
+        assert differences(go(path, words, steps), straight) == []
+    if "drop_last=false" in changes:
+        rates = [row["epoch"] for row in straight["metrics"]]
+        assert rates[:5] == [0, 0.25, 0.5, 0.75, 1.0], "four steps an epoch, the short one among them"
 
 
 @pytest.mark.parametrize("method", METHODS)

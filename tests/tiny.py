@@ -75,6 +75,8 @@ def words(data: Path, runs_dir: Path, *more: str, recipe: str = "fashion_thin") 
         "device=cpu",
         f"runs_dir={runs_dir}",
     ]
+    if recipe.startswith("moco"):
+        chosen += ["queue_size=144", "bn_splits=4"]  # no multiple of a batch: the cursor goes around in the middle of one
     keys = {word.partition("=")[0] for word in more}
     return [word for word in chosen if word.partition("=")[0] not in keys] + list(more)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from twoviews import backbones, device, optim, runs
 from twoviews.config import Config
-from twoviews.data.dataset import Dataset, load
+from twoviews.data.dataset import Dataset, load, steps_per_epoch
 from twoviews.methods import METHODS
 from twoviews.methods.base import Method
 from twoviews.probes.embed import embed
@@ -69,10 +69,13 @@ def build(cfg: Config) -> Parts:
     images, labels = dataset.split(cfg.train_on)
     if cfg.batch_size > len(images):
         raise ValueError(f"batch_size={cfg.batch_size}: {dataset.title} has {len(images)} images in {cfg.train_on}: choose at most that")
+    if not cfg.drop_last and len(images) % cfg.batch_size == 1:
+        raise ValueError(
+            f"drop_last=false: the last batch of an epoch would hold one image (of {len(images)}): change batch_size or drop it"
+        )
     views = build_views(cfg, dataset)
-    method = build_method(cfg, dataset).to(machine.device, machine.dtype).to(memory_format=torch.channels_last)
-    if cfg.get("init"):
-        _load_weights(method.backbone, runs.find(cfg.init, Path(cfg.runs_dir)) / runs.BACKBONE)
+    init = runs.find(cfg.init, Path(cfg.runs_dir)) / runs.BACKBONE if cfg.get("init") else None
+    method = build_method(cfg, dataset, init).to(machine.device, machine.dtype).to(memory_format=torch.channels_last)
     peak = optim.resolve_learning_rate(cfg.learning_rate, cfg.base_learning_rate, cfg.batch_size)
     if cfg.min_learning_rate > peak:
         raise ValueError(f"min_learning_rate={cfg.min_learning_rate}: above the peak rate {peak:g}: choose at most that")
@@ -94,7 +97,7 @@ def build(cfg: Config) -> Parts:
         optimizer=optimizer,
         images=images.to(machine.device),
         labels=labels.to(machine.device) if method.uses_labels else None,
-        steps_per_epoch=len(images) // cfg.batch_size,
+        steps_per_epoch=steps_per_epoch(len(images), cfg.batch_size, drop_last=cfg.drop_last),
         peak_rate=peak,
     )
 
@@ -119,10 +122,14 @@ def _normalisation(cfg: Config, dataset: Dataset) -> tuple[tuple[float, ...], tu
     return (dataset.mean, dataset.std) if cfg.normalize else ((0.0,) * channels, (1.0,) * channels)
 
 
-def build_method(cfg: Config, dataset: Dataset) -> Method:
+def build_method(cfg: Config, dataset: Dataset, init: Path | None = None) -> Method:
     """The recipe's method around its backbone, untrained: a function of the seed and, where the stem is whitened, of the images.
 
     The card gives each hyper-parameter that the method's constructor names.
+
+    Args:
+        cfg, dataset: of the run.
+        init: a run's backbone to start from: loaded before the method is made, which may copy it.
     """
     channels, height = dataset.images.shape[1:3]
     torch.manual_seed(cfg.seed)
@@ -132,7 +139,14 @@ def build_method(cfg: Config, dataset: Dataset) -> Method:
         images = dataset.split(cfg.train_on)[0]  # not `train`: which images those are depends on labels
         some = images[:: -(-len(images) // WHITEN_IMAGES)]  # spread over the set: an image tree comes class by class
         backbones.whiten_stem(backbone, (some.float() / 255 - mean) / std)
-    parts = {"backbone": backbone, "embed_dim": embed_dim, "num_classes": len(dataset.classes)}
+    if init is not None:
+        _load_weights(backbone, init)
+    parts = {
+        "backbone": backbone,
+        "embed_dim": embed_dim,
+        "num_classes": len(dataset.classes),
+        "num_images": len(dataset.split(cfg.train_on)[0]),
+    }
     wanted = [name for name in inspect.signature(METHODS[cfg.method].__init__).parameters if name != "self"]
     return METHODS[cfg.method](**{name: parts[name] if name in parts else cfg[name] for name in wanted})
 

@@ -38,6 +38,36 @@ def nt_xent(z: Tensor, temperature: float, views: int = 2) -> Tensor:
         return -log_p.gather(1, positives).mean()
 
 
+def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """InfoNCE against a queue (MoCo, He et al. 2020, eq. 1 and algorithm 1): which of 1 + K keys is the query's?
+
+    Args:
+        query: (N, D) projections, normalised here.
+        key: (N, D) of unit length, without gradient.
+        negatives: (K, D) of unit length: the queue.
+        temperature: of the softmax, > 0.
+
+    Returns:
+        (0-dim loss, the mean over queries; 0-dim share of queries whose own key is the most similar), in float32 (float64 for
+        float64 input).
+
+    Raises:
+        ValueError: if shapes do not fit or the temperature is not positive.
+    """
+    if temperature <= 0 or query.shape != key.shape or negatives.shape[1:] != key.shape[1:]:
+        raise ValueError(
+            f"info_nce: expected queries and keys (N, D), negatives (K, D), temperature > 0, "
+            f"got {tuple(query.shape)}, {tuple(key.shape)}, {tuple(negatives.shape)}, {temperature}"
+        )
+    with torch.autocast(query.device.type, enabled=False):
+        query = F.normalize(query if query.dtype == torch.float64 else query.float(), dim=1)
+        own = (query * key).sum(1, keepdim=True)  # (N, 1)
+        others = query @ negatives.T  # (N, K)
+        logits = torch.cat([own, others], 1) / temperature
+        right = (own > others.amax(1, keepdim=True)).float().mean()
+        return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.int64, device=query.device)), right
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of the supervised upper bound.
 

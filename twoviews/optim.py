@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+TRUST = 1e-3  # LARS' eta in SimCLR's code; a clipped LARS with 0.02 is another optimiser
+
 
 def learning_rate(
     step: int,
@@ -70,17 +72,19 @@ def build(
 
     Args:
         groups: dicts with `params` and, if the rate of the group must not follow the schedule, `constant_lr=True`.
-        optimizer: `sgd` or `muon`.
-        momentum: in [0, 1).
-        nesterov: look-ahead momentum.
-        weight_decay: >= 0; added to the gradient by SGD (L2), taken from the weights by Muon (decoupled).
-        decay_norms: decay 1-D parameters (norms, biases) too, as the CIFAR recipes do.
+        optimizer: `sgd`, `muon`, `lars` or `adam`.
+        momentum: in [0, 1); Adam's first beta (the second is 0.999).
+        nesterov: look-ahead momentum; Adam has none.
+        weight_decay: >= 0; added to the gradient (L2), but for Muon, which takes it from the weights (decoupled).
+        decay_norms: decay 1-D parameters (norms, biases) too, as the CIFAR recipes do; LARS scales their rate too, then.
 
     Raises:
         ValueError: if a value is out of its range.
     """
-    if optimizer not in ("sgd", "muon"):
-        raise ValueError(f"optimizer: expected sgd or muon, got {optimizer!r}")
+    if optimizer not in ("sgd", "muon", "lars", "adam"):
+        raise ValueError(f"optimizer: expected sgd, muon, lars or adam, got {optimizer!r}")
+    if optimizer == "adam" and nesterov:
+        raise ValueError("optimizer=adam: it has no Nesterov momentum: use nesterov=false")
     if not 0 <= momentum < 1 or weight_decay < 0:  # torch checks its defaults, not the values of a group
         raise ValueError(f"{optimizer}: expected momentum in [0, 1) and weight_decay >= 0, got {momentum}, {weight_decay}")
     split: list[dict[str, Any]] = []
@@ -91,9 +95,13 @@ def build(
             split.append({**rest, "params": params, "weight_decay": weight_decay})
         else:
             split.append({**rest, "params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay})
-            split.append({**rest, "params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0})
+            split.append({**rest, "params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0, "adapt": False})
     if optimizer == "muon":
         return Muon(split, lr=0.0, momentum=momentum, nesterov=nesterov)
+    if optimizer == "lars":
+        return LARS(split, lr=0.0, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, trust=TRUST)
+    if optimizer == "adam":
+        return torch.optim.Adam(split, lr=0.0, betas=(momentum, 0.999), foreach=True)
     return torch.optim.SGD(split, lr=0.0, momentum=momentum, nesterov=nesterov, foreach=True)
 
 
@@ -149,3 +157,44 @@ def orthogonal(matrix: Tensor) -> Tensor:
         gram = x @ x.T
         x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
     return x.T if tall else x
+
+
+class LARS(torch.optim.Optimizer):
+    """LARS (You et al. 2017, https://arxiv.org/abs/1708.03888): momentum SGD whose rate, layer by layer, is scaled by the length of the
+    weights over that of their gradient.
+
+    As SimCLR's code has it (lars_optimizer.py of google-research/simclr): the length is of gradient and decay together, where the
+    paper's algorithm 1 adds two lengths; the rate is in the velocity; layers without length keep the plain rate.
+
+    Args:
+        params: parameter groups; `adapt=False` in a group leaves its rate unscaled.
+        lr: global rate.
+        momentum: in [0, 1).
+        nesterov: look-ahead momentum.
+        weight_decay: L2, >= 0; a group may carry its own.
+        trust: the paper's eta, > 0.
+    """
+
+    def __init__(
+        self, params: Iterable[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool, weight_decay: float, trust: float
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay, "trust": trust, "adapt": True}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step on every parameter that has a gradient."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                update = p.grad.add(p, alpha=group["weight_decay"])
+                if group["adapt"]:
+                    length, slope = p.norm(), update.norm()
+                    update = update * torch.where((length > 0) & (slope > 0), group["trust"] * length / slope, 1.0)
+                update = update * group["lr"]
+                velocity = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
+                p.sub_(update.add(velocity, alpha=group["momentum"]) if group["nesterov"] else velocity)

@@ -24,7 +24,7 @@ class Progress:
         scale: the rate's units for one unit of work (one step is 512 views, say).
     """
 
-    def __init__(self, name: str, total: int, unit: str, *, start: int = 0, scale: int = 1) -> None:
+    def __init__(self, name: str, total: int, unit: str, *, start: int = 0, scale: float = 1) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = self.start = start
         self.scale = scale
@@ -77,15 +77,14 @@ class Progress:
 
 
 class Clock:
-    """Training time, without the first step (compilation), probes and saves. Part of the checkpoint, so a resumed run adds up."""
+    """Training time, without steps that compile, probes and saves. Part of the checkpoint, so a resumed run adds up."""
 
     def __init__(self) -> None:
         self.total = 0.0  # seconds, every step
-        self.steady = 0.0  # seconds, first steps of each start left out
+        self.steady = 0.0  # seconds, steps that compile left out
         self.steady_steps = 0
         self.epochs: list[float] = []
         self._mark = 0.0
-        self._first = True
         self._epoch = 0.0
         self._epoch_steps = 0
 
@@ -93,16 +92,15 @@ class Clock:
         """Begin or go on after a pause."""
         self._mark = time.perf_counter()
 
-    def step(self, done: int, steps_per_epoch: int) -> None:
-        """One step was taken."""
+    def step(self, done: int, steps_per_epoch: int, *, compiling: bool) -> None:
+        """One step was taken; one that compiled counts in the total alone."""
         now = time.perf_counter()
         self.total += now - self._mark
-        if not self._first:
+        if not compiling:
             self.steady += now - self._mark
             self.steady_steps += 1
             self._epoch += now - self._mark
             self._epoch_steps += 1
-        self._first = False
         self._mark = now
         if done % steps_per_epoch == 0:
             if self._epoch_steps >= steps_per_epoch - 1 and self._epoch_steps:
@@ -121,7 +119,7 @@ class Clock:
         """Seconds a step."""
         return self.steady / self.steady_steps if self.steady_steps else self.total
 
-    def rate(self, views_per_step: int) -> float:
+    def rate(self, views_per_step: float) -> float:
         """Views a second."""
         return views_per_step / max(1e-9, self.per_step())
 

@@ -93,12 +93,13 @@ RULES: dict[str, Rule] = {
     # what is trained
     "recipe": Rule(str, choices=tuple(sorted(f.stem for f in (CONF / "recipe").glob("*.yaml")))),
     "method": Rule(str, choices=METHODS),
-    "dataset": Rule(str, choices=("cifar10", "fashion_mnist", "fashion_mini")),
+    "dataset": Rule(str, choices=("cifar10", "cifar100", "fashion_mnist", "fashion_mini")),
     "backbone": Rule(str, choices=("resnet18", "resnet34", "resnet50", "thin16", "thin32")),
     "whiten_stem": Rule(bool),
     "train_on": Rule(str, choices=("train", "train+val")),
     "epochs": Rule(int, 1, 100_000),
     "batch_size": Rule(int, 2, 65_536),
+    "drop_last": Rule(bool),
     # views
     "view_sizes": Rule(int, 8, 512, null=True, items=1),
     "crop_scale": Rule(float, 0, 1, above=True, items=2, pair=True),
@@ -122,8 +123,12 @@ RULES: dict[str, Rule] = {
     "output_bn": Rule(bool),
     "one_forward": Rule(bool),
     "temperature": Rule(float, 0, 1000, above=True),
+    "queue_size": Rule(int, 1, 10_000_000),
+    "ema_decay": Rule(float, 0, 1),
+    "symmetric": Rule(bool),
+    "bn_splits": Rule(int, 1, 1024),
     # the optimiser
-    "optimizer": Rule(str, choices=("sgd", "muon")),
+    "optimizer": Rule(str, choices=("sgd", "muon", "lars", "adam")),
     "learning_rate": Rule(float, 0, 1000, above=True, null=True),
     "base_learning_rate": Rule(float, 0, 1000, above=True),
     "min_learning_rate": Rule(float, 0, 1000),

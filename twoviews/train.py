@@ -46,15 +46,17 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
     # On a CPU the convolutions are oneDNN's either way, and compiling around them gains nothing (docs/architecture.md).
     forward = torch.compile(method, dynamic=False, fullgraph=True) if machine.compile and machine.device.type == "cuda" else method
     start, clock = _restore(run, parts, last)
-    views_per_step = cfg.batch_size * len(parts.views.view_sizes)
+    images = cfg.batch_size if cfg.drop_last else len(parts.images) / spe  # a step; the mean where the last batch is short
+    views_per_step = images * len(parts.views.view_sizes)
+    compiled: set[int] = set()  # batch sizes seen: the first step of each may compile
     pending: list[dict[str, Any]] = []
     method.train()
     with StopFlag() as stop, Progress("train", last, "views", start=start, scale=views_per_step) as bar:
         clock.start()
         for step in range(start, last):
             progress = torch.tensor(step / steps, device=machine.device)
-            rows = batch_rows(cfg.seed, step, len(parts.images), cfg.batch_size).to(machine.device)
-            u = parts.views.draw(cfg.seed, step, cfg.batch_size).to(machine.device, machine.dtype)
+            rows = batch_rows(cfg.seed, step, len(parts.images), cfg.batch_size, drop_last=cfg.drop_last).to(machine.device)
+            u = parts.views.draw(cfg.seed, step, len(rows)).to(machine.device, machine.dtype)
             views = make_views(parts.images[rows], u)
             with machine.autocast():
                 loss, extras = forward(views, None if parts.labels is None else parts.labels[rows], progress)
@@ -79,7 +81,8 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
             pending.append(
                 {"step": step, "epoch": step / spe, "loss": loss.detach(), "lr": rate} | {k: v.detach() for k, v in extras.items()}
             )
-            clock.step(done, spe)
+            clock.step(done, spe, compiling=len(rows) not in compiled)
+            compiled.add(len(rows))
             bar.add()
             ending = stop.signal is not None or done == last
             probing, saving = _due(done, probe_every), _due(done, save_every) or ending
@@ -195,7 +198,7 @@ def monitor(parts: Parts, bar: Progress, done: int) -> dict[str, float]:
     return values
 
 
-def _predict(bar: Progress, clock: Clock, cfg: Config, views_per_step: int, left: int) -> None:
+def _predict(bar: Progress, clock: Clock, cfg: Config, views_per_step: float, left: int) -> None:
     """Say the total time early, and a shorter command where it is long."""
     seconds = left * clock.per_step()
     bar.line(f"{clock.rate(views_per_step):,.0f} views/s: about {_duration(seconds)} to go, probes not counted")

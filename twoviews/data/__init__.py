@@ -9,6 +9,7 @@ from twoviews.data.arrays import Arrays
 
 READERS: dict[str, Callable[[str | None], Arrays]] = {
     "cifar10": cifar.read,
+    "cifar100": cifar.read100,
     "fashion_mnist": idx.read,
     "fashion_mini": idx.read_mini,
 }

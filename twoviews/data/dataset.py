@@ -139,18 +139,24 @@ def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
     return torch.from_numpy(np.argsort(words, kind="stable"))
 
 
-def batch_rows(seed: int, step: int, n: int, batch_size: int) -> Tensor:
-    """The rows of the global batch of one step; the last, short batch of an epoch is dropped (constant 2N negatives).
+def steps_per_epoch(n: int, batch_size: int, *, drop_last: bool) -> int:
+    """Batches in an epoch of n images: whole ones only, or with the last, short one."""
+    return n // batch_size if drop_last else -(-n // batch_size)
+
+
+def batch_rows(seed: int, step: int, n: int, batch_size: int, *, drop_last: bool) -> Tensor:
+    """The rows of the global batch of one step.
 
     Args:
         seed, step: of the run.
         n: images in the training split.
         batch_size: N <= n.
+        drop_last: leave out the last, short batch of an epoch, so that every step has the same number of negatives.
 
     Returns:
-        (batch_size,) int64.
+        (batch_size,) int64; fewer in the last batch of an epoch where that is kept.
     """
-    epoch, batch = divmod(step, n // batch_size)
+    epoch, batch = divmod(step, steps_per_epoch(n, batch_size, drop_last=drop_last))
     return _cached_order(seed, epoch, n)[batch * batch_size : (batch + 1) * batch_size]
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 
 class Method(nn.Module):
-    """What a method offers. Its constructor takes `backbone`, `embed_dim`, `num_classes` if it uses labels, and its
-    hyper-parameters, all keyword-only and without defaults: their values stand in the recipe's card."""
+    """What a method offers. Its constructor takes `backbone`, `embed_dim`, where it needs them `num_classes` and
+    `num_images`, and its hyper-parameters, all keyword-only and without defaults: their values stand in the recipe's card."""
 
     uses_labels = False  # True only for the supervised bound and its kin; every table marks it
     backbone: nn.Module

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from twoviews.progress import Progress
+
 DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: each solution starts the next
 ITERATIONS = 100  # of L-BFGS; preconditioned, it is within 1e-3 of the optimum after 30 and gains 1e-4 from 100 more
 
@@ -50,13 +52,17 @@ def linear(
         raise ValueError(f"linear: val has features {tuple(val_features.shape)} and labels {tuple(val_labels.shape)}: they do not fit")
     problem = Problem(features, labels, classes)
     best, chosen, start = -1.0, decays[0], None
-    for decay in decays:
-        start = problem.solve(decay, start)
-        accuracy = problem.probe(start).accuracy(val_features, val_labels)
-        if accuracy > best:
-            best, chosen = accuracy, decay
-    both = Problem(torch.cat([features, val_features]), torch.cat([labels, val_labels]), classes)
-    return both.probe(both.solve(chosen)), chosen
+    with Progress("linear probe", len(decays) + 1, "fits") as bar:
+        for decay in decays:
+            start = problem.solve(decay, start)
+            bar.add()
+            accuracy = problem.probe(start).accuracy(val_features, val_labels)
+            if accuracy > best:
+                best, chosen = accuracy, decay
+        both = Problem(torch.cat([features, val_features]), torch.cat([labels, val_labels]), classes)
+        solved = both.solve(chosen)
+        bar.add()
+        return both.probe(solved), chosen
 
 
 class Problem:

@@ -1,0 +1,115 @@
+"""MoCo v2 (Chen et al. 2020, https://arxiv.org/abs/2003.04297; MoCo: He et al. 2020, https://arxiv.org/abs/1911.05722): tell the key of
+the same image from the keys of earlier images, which a slowly moving copy of the encoder made.
+
+Differences from the papers: one device takes the place of many by splitting BatchNorm's batch, and keys take a fixed order in place of a
+drawn shuffle; the symmetric loss (each view is query once) is MoCo's CIFAR demo's, as a mean of both halves (the demo sums them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twoviews.heads import mlp
+from twoviews.losses import info_nce
+from twoviews.methods.base import Method
+from twoviews.momentum import Queue, ema_update, momentum_copy, split_batchnorm, spread_order
+
+
+class MoCo(Method):
+    """Backbone, projector, their momentum copy and the queue (algorithm 1 of He et al. 2020).
+
+    Args:
+        backbone: (N, C, H, W) to (N, embed_dim).
+        embed_dim: its width.
+        num_images: in the training split; a longer queue would hold old keys of every image, the query's own among them.
+        batch_size: N.
+        drop_last: whether the last, short batch of an epoch is left out.
+        hidden_dims: widths of the projector's hidden layers.
+        out_dim: D, the projector's output.
+        hidden_bn, output_bn: BatchNorm in the projector.
+        temperature: of InfoNCE, > 0.
+        queue_size: K, at least the keys of one step.
+        ema_decay: m of the momentum copy.
+        symmetric: each of the two views is query once and key once.
+        bn_splits: S, parts of the batch that BatchNorm sees one by one; divides N, and the short batch where that is kept.
+
+    Raises:
+        ValueError: if a value is out of its range or does not fit another.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        embed_dim: int,
+        num_images: int,
+        batch_size: int,
+        drop_last: bool,
+        hidden_dims: Sequence[int],
+        out_dim: int,
+        hidden_bn: bool,
+        output_bn: bool,
+        temperature: float,
+        queue_size: int,
+        ema_decay: float,
+        symmetric: bool,
+        bn_splits: int,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature: expected a number above 0, got {temperature}")
+        if not 0 <= ema_decay <= 1:
+            raise ValueError(f"ema_decay: expected a number in [0, 1], got {ema_decay}")
+        for size in (batch_size, 0 if drop_last else num_images % batch_size):
+            if size % bn_splits:
+                raise ValueError(f"bn_splits={bn_splits}: does not divide a batch of {size}: choose a divisor, or 1")
+        least = batch_size * (1 + symmetric)
+        if not least <= queue_size <= num_images:
+            raise ValueError(f"queue_size={queue_size}: expected {least} (the keys of a step) to {num_images} (the images)")
+        self.backbone = backbone
+        self.projector = mlp([embed_dim, *hidden_dims, out_dim], hidden_bn=hidden_bn, output_bn=output_bn)
+        split_batchnorm(self.backbone, bn_splits)
+        split_batchnorm(self.projector, bn_splits)
+        self.momentum_encoder = momentum_copy(nn.Sequential(self.backbone, self.projector))
+        self.queue = Queue(queue_size, out_dim)
+        self.temperature, self.ema_decay, self.symmetric, self.bn_splits = temperature, ema_decay, symmetric, bn_splits
+
+    def features(self) -> dict[str, nn.Module]:
+        return {"h": self.backbone, "z": nn.Sequential(self.backbone, self.projector)}
+
+    def forward(
+        self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if len(views) != 2:
+            raise ValueError(f"moco: expected two views, a query and a key, got {len(views)}: view_sizes takes two entries")
+        a, b = views
+        negatives = self.queue.keys.clone()  # the backward needs them as they are now
+        key_b = self._keys(b)
+        loss, accuracy = info_nce(self._query(a), key_b, negatives, self.temperature)
+        keys = key_b
+        if self.symmetric:
+            key_a = self._keys(a)
+            other, others = info_nce(self._query(b), key_a, negatives, self.temperature)
+            loss, accuracy, keys = (loss + other) / 2, (accuracy + others) / 2, torch.cat([key_a, key_b])
+        # important: after both halves, or a query meets its own image's key among the negatives
+        self.queue.enqueue(keys)
+        return loss, {"key_accuracy": accuracy}
+
+    def _query(self, x: Tensor) -> Tensor:
+        z: Tensor = self.projector(self.backbone(x))
+        return z
+
+    @torch.no_grad()
+    def _keys(self, x: Tensor) -> Tensor:
+        """Keys (N, D) of unit length in the order of `x`; made in another order, so that no part of the batch is the queries'."""
+        n, splits = len(x), self.bn_splits
+        z = self.momentum_encoder(x[spread_order(n, splits, x.device)])
+        return F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)[spread_order(n, n // splits, x.device)]
+
+    def after_step(self, progress: Tensor) -> None:
+        ema_update(self.momentum_encoder[0], self.backbone, self.ema_decay)
+        ema_update(self.momentum_encoder[1], self.projector, self.ema_decay)
