@@ -405,11 +405,12 @@ def test_a_card_has_the_keys_that_its_method_takes_and_no_others(name: str) -> N
     from twoviews.views import Views
 
     every = {key for method in methods.METHODS.values() for key in inspect.signature(method.__init__).parameters}
-    from_parts = {"self", "backbone", "embed_dim", "num_classes"}
+    from_parts = {"self", "backbone", "embed_dim", "num_classes", "num_images"}
+    loops = {"batch_size", "drop_last"}  # of the loop too, so every card has them
     keys = card("pretrain", f"recipe={name}")
     takes = set(inspect.signature(methods.METHODS[keys.method].__init__).parameters) - from_parts
     assert takes <= set(keys)
-    assert (every - from_parts - takes) & set(keys) == set()
+    assert (every - from_parts - takes - loops) & set(keys) == set()
     assert set(inspect.signature(Views.__init__).parameters) - {"self", "image_shape", "mean", "std"} <= set(keys)
 
 
@@ -432,7 +433,8 @@ def test_the_package_holds_nothing_that_runs_what_it_reads() -> None:
                     "unsafe_load",
                 ):
                     found.append(f"{path.name}:{node.lineno} {name}")
-                if name.startswith("pickle.") or name in ("yaml.load", "yaml.full_load"):
+                # pickles.py reads CIFAR's files with an unpickler that knows five names (test_cifar.py)
+                if (name.startswith("pickle.") and name != "pickle.UnpicklingError") or name in ("yaml.load", "yaml.full_load"):
                     found.append(f"{path.name}:{node.lineno} {name}")
                 safe = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 if name == "torch.load" and safe.get("weights_only") != "True":
