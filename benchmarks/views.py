@@ -70,6 +70,7 @@ def ours(images: torch.Tensor, by: str) -> Callable[[], object]:
         view_sizes=[32],
         crop_scale=SCALE,
         crop_ratio=(3 / 4, 4 / 3),
+        interpolation="bilinear",
         flip_p=0.5,
         jitter_p=0.8,
         brightness=JITTER[0],

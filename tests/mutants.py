@@ -91,7 +91,7 @@ MUTANTS = [
     ),
     Mutant("native: both views alike", "views.py", "self.choices(row).table()", "self.choices(u[0]).table()", "test_native.py"),
     Mutant("never flipped", "views.py", 'chosen("flip", self.flip_p)', 'chosen("flip", 0.0)', "test_views.py"),
-    Mutant("reads beyond the crop", "pixels.py", "weight.clamp(min=0) * inside[:, None, :]", "weight.clamp(min=0)", "test_views.py"),
+    Mutant("reads beyond the crop", "pixels.py", " * inside[:, None, :]", "", "test_views.py"),
     Mutant("no antialias", "pixels.py", "scale.clamp(min=1)", "scale.clamp(min=1, max=1)", "test_views.py"),
     Mutant("one order of jitter for the batch", "pixels.py", ")[choices.order]", ")[choices.order * 0]", "test_views.py"),
     Mutant("hue in degrees of the wrong sense", "pixels.py", "hue = hue + 6 * shift", "hue = hue - 6 * shift", "test_views.py"),
@@ -141,7 +141,7 @@ MUTANTS = [
     Mutant("probe in train mode", "probes/embed.py", "    module.eval()", "    module.train()", "test_probes.py"),
     Mutant("modes not restored", "probes/embed.py", "part.training = mode", "part.training = False", "test_probes.py"),
     Mutant("every k votes with all", "probes/knn.py", "votes[:, k - 1]", "votes[:, max(ks) - 1]", "test_probes.py"),
-    Mutant("neighbours by dot product", "probes/knn.py", "bank = F.normalize(bank, dim=1)", "bank = bank * 1.0", "test_probes.py"),
+    Mutant("neighbours by dot product", "probes/knn.py", "F.normalize(bank, dim=1),", "bank,", "test_probes.py"),
     Mutant(
         "weight decay chosen on the training rows",
         "probes/linear.py",
@@ -183,7 +183,7 @@ MUTANTS = [
     Mutant("checkpoints may run code", "checkpoint.py", "weights_only=True", "weights_only=False", "test_runs.py"),
     Mutant("lock ignored", "runs.py", "fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "test_runs.py"),
     Mutant("+key accepted", "config.py", "if key != bare:", "if False:", "test_config.py"),
-    Mutant("ranges ignored", "config.py", "if not RULES[key].accepts(value):", "if False:", "test_config.py"),
+    Mutant("ranges ignored", "config.py", "if not wanted.accepts(value):", "if False:", "test_config.py"),
     # momentum encoder and queue
     Mutant(
         "keys not normalised",
@@ -288,6 +288,50 @@ MUTANTS = [
         "",
         "test_cifar.py",
     ),
+    # the seeds' recipes, commands and read-outs
+    Mutant("bicubic crops are bilinear", "pixels.py", "keys(distance) if cubic else", "keys(distance) if False else", "test_views.py"),
+    Mutant("native: bicubic overshoots", "pixels.cpp", "if (s.cubic)", "if (false)", "test_native.py"),
+    Mutant("the rate drops at the start", "optim.py", "step >= steps - share * steps", "step >= share * steps", "test_optim.py"),
+    Mutant(
+        "the first images in place of a stratified part",
+        "data/dataset.py",
+        "rows = stratified(arrays.train_labels, train_size, seed=2)",
+        "rows = np.arange(train_size)",
+        "test_data.py",
+    ),
+    Mutant("augmented probe moves BatchNorm", "probes/minibatch.py", "    with frozen(module):", "    if True:", "test_minibatch.py"),
+    Mutant(
+        "augmented probe builds a graph",
+        "probes/minibatch.py",
+        "    @torch.no_grad()\n    def features",
+        "    def features",
+        "test_minibatch.py",
+    ),
+    Mutant(
+        "augmented probe sees the same crops", "probes/minibatch.py", "views.draw(seed, step,", "views.draw(seed, 0,", "test_minibatch.py"
+    ),
+    Mutant("probe's rate is not annealed", "probes/minibatch.py", 'schedule="cosine"', 'schedule="constant"', "test_minibatch.py"),
+    Mutant(
+        "probe's epochs in one order",
+        "probes/minibatch.py",
+        "philox(seed, epoch, ORDER, n)",
+        "philox(seed, 0, ORDER, n)",
+        "test_minibatch.py",
+    ),
+    Mutant("first seed's probe at one rate", "probes/protocols.py", "0.1 * batch_size / 256", "0.1", "test_probes.py"),
+    Mutant(
+        "Euclidean without the banks' squares", "probes/knn.py", "penalty = bank.square().sum(1) / 2", "penalty = 0.0", "test_probes.py"
+    ),
+    Mutant(
+        "Euclidean far from zero", "probes/knn.py", "bank, queries = bank - bank.mean(0), queries - bank.mean(0)", "pass", "test_probes.py"
+    ),
+    Mutant("linear evaluation of any run", "runs.py", "if like.items() <= config(path).items()]", "if True]", "test_seeds.py"),
+    Mutant("latest is the one read out last", "runs.py", "(path / BACKBONE).stat()", "(path / SUMMARY).stat()", "test_seeds.py"),
+    Mutant("MoCo's decay is SGD's momentum", "seeds.py", '"moco_m": "ema_decay"', '"moco_m": "momentum"', "test_seeds.py"),
+    Mutant(
+        "last weights in place of an epoch's", "commands/evaluate.py", "runs.epoch_file(path, cfg.load_epoch)", "weights", "test_seeds.py"
+    ),
+    Mutant("seeds of other recipes in one mean", "tables.py", "if key not in APART", "if False", "test_tables.py"),
 ]
 
 
@@ -304,8 +348,12 @@ def copy(folder: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
     for name in ("twoviews", "tests", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE", "Makefile"):
-        shutil.copy(ROOT / name, folder / name)
+    for path in (
+        *(ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE", "Makefile")),
+        *ROOT.glob("*.py"),
+        *ROOT.glob("*.yml"),
+    ):
+        shutil.copy(path, folder / path.name)
 
 
 def try_mutant(mutant: Mutant) -> str | None:

@@ -34,20 +34,22 @@ GROUND: dict[str, set[str]] = {
     "config": {"rules"},
     "rules": set(),
     "progress": set(),
+    "tables": set(),
+    "seeds": {"config", "rules"},
     "data": {"data", "progress"},
 }
 ABOVE: dict[str, set[str]] = {
     "methods": {"methods", "heads", "losses", "momentum", "parallel"},
-    "probes": {"probes", "views", "parallel", "progress"},
+    "probes": {"probes", "views", "optim", "parallel", "progress"},
     "build": {*GROUND, "methods", "probes"},
     "train": {*GROUND, "methods", "probes", "build"},
     "commands": {*GROUND, "methods", "probes", "build", "train", "commands"},
-    "cli": {"config", "commands"},
+    "cli": {"config", "rules", "seeds", "commands"},
     "__main__": {"cli"},
     "__init__": {*GROUND, "methods", "probes", "build", "commands"},  # lazily: the names of the Python interface
 }
 MAY = {**GROUND, **ABOVE}
-SEE_CONFIG = {"build", "train", "commands", "cli"}
+SEE_CONFIG = {"build", "train", "commands", "cli", "seeds"}
 
 
 def part(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,7 +22,8 @@ from twoviews.commands import evaluate, pretrain, report
 from twoviews.methods import METHODS
 from twoviews.probes.embed import embed
 
-RECIPE = {config.load("pretrain", [f"recipe={name}"]).method: name for name in rules.RULES["recipe"].choices}  # a card of each method
+CARDS = reversed(rules.RULES["recipe"].choices)
+RECIPE = {config.load("pretrain", [f"recipe={name}"]).method: name for name in CARDS}  # the first card of each method
 WITHOUT_LABELS = [name for name, method in METHODS.items() if not method.uses_labels]
 
 
@@ -186,7 +188,7 @@ def test_a_finished_run_holds_its_files_and_no_others(finished: Path) -> None:
 def test_the_summary_has_a_row_a_protocol_and_kind_of_features(finished: Path) -> None:
     summary = small.summary(finished)
     rows = summary["readouts"]
-    keys = {"knn": {"k", "metric", "weights"}, "linear": {"solver", "weight_decay"}}
+    keys = {"knn": {"k", "metric", "weights"}, "linear_precomp": {"solver", "weight_decay"}}
     for row in rows:
         assert set(row) == {"of", "probe", "features", "split", "accuracy", "seconds"} | keys[row["probe"]]
         assert 0 <= row["accuracy"] <= 1
@@ -194,7 +196,7 @@ def test_the_summary_has_a_row_a_protocol_and_kind_of_features(finished: Path) -
         assert row["features"] == ("pixels" if row["of"] == "raw_pixels" else "h")
         assert row["seconds"] >= 0
     of_each = {of: [(row["probe"], row.get("k")) for row in rows if row["of"] == of] for of in ("raw_pixels", "untrained", "trained")}
-    expected = [("knn", k) for k in (1, 5, 10, 20, 200)] + [("linear", None)]
+    expected = [("knn", k) for k in (1, 5, 10, 20, 200)] + [("linear_precomp", None)]
     assert of_each == {"raw_pixels": expected, "untrained": expected, "trained": expected}
     assert {"sec_per_epoch", "loss", "views_per_s", "peak_bytes", "steps", "seconds"} <= set(summary["train"])
     assert summary["train"]["steps"] == 5
@@ -343,13 +345,13 @@ def test_evaluate_latest_replaces_rows_of_its_protocols_and_adds_others(
     argv = ["evaluate", "run=latest", f"runs_dir={tmp_path / 'runs'}", "threads=1", "precision=fp32", "compile=false", "device=cpu"]
     assert main([*argv, "probes=knn"]) == 0
     assert small.without_times(small.summary(path)["readouts"]) == small.without_times(before["readouts"])  # the same numbers again
-    assert main([*argv, "probes=linear"]) == 0
+    assert main([*argv, "probes=linear_precomp"]) == 0
     after = small.summary(path)
-    assert [row["probe"] for row in after["readouts"]].count("linear") == 3
+    assert [row["probe"] for row in after["readouts"]].count("linear_precomp") == 3
     assert [row["probe"] for row in after["readouts"]].count("knn") == 3 * 5
     assert {key: value for key, value in after.items() if key != "readouts"} == {k: v for k, v in before.items() if k != "readouts"}
     assert weights(path) == files
-    assert "| linear L-BFGS" in capsys.readouterr().out
+    assert "| linear_precomp L-BFGS" in capsys.readouterr().out
 
 
 def test_report_latest_writes_the_file_again(tmp_path: Path, tiny: list[str]) -> None:
@@ -367,7 +369,7 @@ def test_report_latest_writes_the_file_again(tmp_path: Path, tiny: list[str]) ->
 
 
 def test_wrong_test_labels_change_the_final_accuracy_and_nothing_else(finished: Path, tmp_path: Path, no_report: None) -> None:
-    other = pretrained(poisoned(tmp_path, test=True), tmp_path / "runs", "probes='knn,linear'")
+    other = pretrained(poisoned(tmp_path, test=True), tmp_path / "runs", "probes='knn,linear_precomp'")
     assert weights(other) == weights(finished)
     assert small.without_times(runs.metrics(other)) == small.without_times(runs.metrics(finished))
     clean, wrong = small.summary(finished)["readouts"], small.summary(other)["readouts"]
@@ -379,8 +381,38 @@ def test_wrong_test_labels_change_the_final_accuracy_and_nothing_else(finished: 
     assert wrong == clean  # the chosen weight decay too
 
 
+def test_the_seeds_read_outs_leave_the_run_as_it_is_and_see_test_labels_only_to_score(
+    capsys: pytest.CaptureFixture[str], finished: Path, data: Path, tmp_path: Path
+) -> None:
+    found = []
+    for name, place in (("clean", data), ("wrong", poisoned(tmp_path, test=True))):
+        shutil.copytree(finished, tmp_path / name)
+        words = ["probes=seeds", "probe_epochs=2", f"data_dir={place}", "threads=1", "precision=fp32", "compile=false", "device=cpu"]
+        assert main(["evaluate", f"run={tmp_path / name}", *words]) == 0
+        assert weights(tmp_path / name) == weights(finished)
+        found.append(small.summary(tmp_path / name)["readouts"])
+    names = {(row["probe"], row.get("metric"), row.get("solver")) for row in found[0] if row["of"] == "trained"}
+    assert names == {
+        *(("knn", "cosine", None), ("knn", "euclidean", None), ("linear_precomp", None, "lbfgs"), ("linear_precomp", None, "adam")),
+        *(("linear_augm", None, None), ("linear_sgd", None, None)),
+    }
+    assert all({"linear_augm", "linear_sgd"}.isdisjoint({row["probe"]}) or row["of"] == "trained" for row in found[0])
+    lower = [w["accuracy"] < c["accuracy"] for c, w in zip(*found, strict=True)]
+    assert sum(lower) > 0.9 * len(lower), "a probe of two epochs may be no better than chance"
+    for row in found[0] + found[1]:
+        del row["accuracy"], row["seconds"]
+    assert found[0] == found[1]
+    out = capsys.readouterr().out
+    for line in (
+        "| kNN k=10 euclidean uniform |",
+        "| linear_precomp Adam 0.1, 2 epochs, batch 1000 |",
+        "| linear_sgd SGD 0.025, 2 epochs, batch 64 |",
+    ):
+        assert line in out
+
+
 def test_a_run_that_tunes_never_touches_the_test_set(data: Path, tmp_path: Path, no_report: None) -> None:
-    words = ("train_on=train", "probes='knn,linear'", "probe_every=0.2", "max_steps=3")
+    words = ("train_on=train", "probes=seeds", "probe_epochs=1", "probe_every=0.2", "max_steps=3")
     clean = pretrained(data, tmp_path / "clean", *words)
     wrong = pretrained(poisoned(tmp_path, test=True, test_images=True), tmp_path / "wrong", *words)
     assert weights(wrong) == weights(clean)
@@ -433,9 +465,9 @@ def test_a_frozen_backbone_is_frozen(data: Path, tmp_path: Path, monkeypatch: py
         return {"modes": modes, "grads": grads, **{name: t.clone() for name, t in parts.method.state_dict().items()}}
 
     def watched(name: str, real: Callable[..., Any], parts_at: int) -> Callable[..., Any]:
-        def wrapper(*args: Any) -> Any:
+        def wrapper(*args: Any, **more: Any) -> Any:
             before = state(args[parts_at])
-            out = real(*args)
+            out = real(*args, **more)
             after = state(args[parts_at])
             assert before.keys() == after.keys()
             assert all(torch.equal(b, after[k]) if isinstance(b, torch.Tensor) else b == after[k] for k, b in before.items()), name
@@ -447,7 +479,7 @@ def test_a_frozen_backbone_is_frozen(data: Path, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(train, "monitor", watched("monitor", train.monitor, 0))
     monkeypatch.setattr(evaluate, "read_outs", watched("read-outs", evaluate.read_outs, 1))
-    pretrained(data, tmp_path / "runs", "probe_every=0.4", "probes=fast")
+    pretrained(data, tmp_path / "runs", "probe_every=0.4", "probes=seeds", "probe_epochs=1")
     assert compared == ["monitor", "monitor", "read-outs"]
 
 
@@ -483,7 +515,7 @@ def test_pretrain_from_python_is_the_command(finished: Path, data: Path, tmp_pat
         backbone="thin16",
         batch_size=64,
         epochs=1,
-        probes="knn,linear",
+        probes="knn,linear_precomp",
         probe_every=0,
         threads=1,
         compile=False,

@@ -48,9 +48,9 @@ def typos(key: str, known: set[str]) -> Iterator[str]:
             yield typo
 
 
-def bad_values(key: str) -> Iterator[str]:
+def bad_values(verb: str, key: str) -> Iterator[str]:
     """Values of a wrong type, and values out of range."""
-    rule = RULES[key]
+    rule = config.rule(verb, key)
     yield ""
     if key in config.PATH_KEYS:
         return  # any text is a path
@@ -90,7 +90,7 @@ def cases() -> list[dict[str, Any]]:
             value = {bool: "true", int: "1", float: "1", str: "a"}[RULES[key].type]
             wrong = [("typo", f"{typo}={value}") for typo in typos(key, known)]
             wrong += [("sign", f"{sign}{key}={value}") for sign in ("+", "++")] + [("sign", f"~{key}"), ("sign", f"~{key}={value}")]
-            wrong += [("value", f"{key}={bad}") for bad in bad_values(key)]
+            wrong += [("value", f"{key}={bad}") for bad in bad_values(verb, key)]
             wrong += [("word", key), ("interpolation", f"{key}=${{seed}}")] * (key not in config.PATH_KEYS)
             out += [{"kind": kind, "key": key, "argv": [*start, word]} for kind, word in wrong]
     for typo in typos("recipe", set(RULES)):
@@ -364,7 +364,7 @@ def test_debug_gives_a_traceback_however_it_is_written(tmp_path: Path, value: st
 
 def test_the_saved_configuration_is_the_resolved_one(finished: Path, data: Path) -> None:
     stored = yaml.safe_load((finished / "config.yaml").read_text(encoding="utf-8"))
-    again = config.load("pretrain", words(data, finished.parent, "probes='knn,linear'"))
+    again = config.load("pretrain", words(data, finished.parent, "probes='knn,linear_precomp'"))
     assert stored == dict(again)
     assert all(RULES[key].accepts(value) for key, value in stored.items())
 
@@ -392,7 +392,7 @@ def test_every_key_of_a_recipe_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path
         return made[-1]
 
     monkeypatch.setattr(config, "Config", record)
-    assert main(["pretrain", *words(data, tmp_path / "runs", "max_steps=1", recipe=name)]) == 0
+    assert main(["pretrain", *words(data, tmp_path / "runs", "max_steps=1", "warmup_epochs=0", recipe=name)]) == 0
     read = set().union(*(cfg.__dict__.get("read", set()) for cfg in made))
     assert set(made[-1]) - read == {"debug"}  # read where an error is reported, see above
     assert (only_run(tmp_path / "runs") / "summary.json").is_file()

@@ -424,3 +424,32 @@ def test_trees_of_other_shapes_are_refused(tmp_path: Path, decodes: list[int]) -
     (tmp_path / "other/test/b").mkdir()
     with pytest.raises(ValueError, match="no images"):
         read_tree(tmp_path / "other", title="a")
+
+
+# ---- a part of the training images ----
+
+
+def test_train_size_keeps_a_stratified_part_that_is_always_the_same_and_says_so(data: Path) -> None:
+    whole, part, again = (dataset.load("fashion_mnist", str(data), size) for size in (None, 80, 80))
+    assert torch.equal(part.images, again.images)
+    assert part.title == "Fashion-MNIST, 80 of 320 training images"
+    assert part.labels.bincount().tolist() == [8] * 10
+    assert torch.equal(part.test_images, whole.test_images)
+    assert len(part.split("val")[0]) == 8
+    rows = {image.numpy().tobytes(): int(label) for image, label in zip(whole.images, whole.labels, strict=True)}
+    assert all(rows[image.numpy().tobytes()] == int(label) for image, label in zip(part.images, part.labels, strict=True))
+    assert dataset.load("fashion_mnist", str(data), 320).labels.bincount().tolist() == whole.labels.bincount().tolist()
+
+
+def test_a_part_of_a_tree_that_comes_class_by_class_has_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.repeat(np.arange(4), [40, 40, 80, 80])
+    images = np.arange(240, dtype=np.uint8).reshape(240, 1, 1, 1)
+    sorted_by_class = Arrays("by class", images, labels, images, labels, tuple("abcd"))
+    monkeypatch.setitem(package.READERS, "fashion_mini", lambda data_dir: sorted_by_class)
+    part = dataset.load("fashion_mini", None, 60)
+    assert part.labels.bincount().tolist() == [10, 10, 20, 20]
+
+
+def test_more_training_images_than_there_are_are_refused(data: Path) -> None:
+    with pytest.raises(ValueError, match=r"train_size=321: Fashion-MNIST has 320 training images"):
+        dataset.load("fashion_mnist", str(data), 321)

@@ -13,8 +13,7 @@ from test_views import SIMCLR, numbers, pictures, views_of
 from tiny import only_run
 from torch import Tensor
 
-from twoviews import config, device, native, train
-from twoviews.build import build
+from twoviews import build, config, device, native
 from twoviews.cli import main
 from twoviews.pixels import ORDERS
 from twoviews.views import COLUMN, Views, draw
@@ -59,6 +58,9 @@ def both(views: Views, images: Tensor, u: Tensor) -> list[tuple[Tensor, Tensor]]
         ((1, 1, 1), (1, 3), {"brightness": 0.5, "jitter_p": 1.0, "flip_p": 0.5}),
         ((3, 8, 8), (5,), {"blur_p": 1.0, "blur_kernel": 9, "blur_sigma": (1e-9, 1e-9)}),
         ((3, 32, 32), (1, 2), {"crop_scale": (0.01, 1.0), "crop_ratio": (0.2, 5.0)}),
+        ((3, 32, 32), (32, 20, 48), {**SECOND_SEED, "interpolation": "bicubic"}),
+        ((1, 28, 28), (28, 11), {**GRAY, "crop_scale": (0.08, 1.0), "interpolation": "bicubic"}),
+        ((3, 24, 40), (16,), {**SIMCLR, "interpolation": "bicubic"}),
     ],
 )
 def test_every_view_equals_torchs_in_float64(shape: tuple[int, int, int], sizes: tuple[int, ...], changes: dict[str, Any]) -> None:
@@ -166,7 +168,8 @@ def with_column(column: int, value: float) -> Tensor:
     ],
 )
 def test_other_forms_are_refused_before_memory_is_touched(changes: dict[str, Any], says: str) -> None:
-    good: dict[str, Any] = {"images": IMAGES, "table": TABLE, "size": 8, "blur_kernel": 3, "mean": [0.0] * 3, "std": [1.0] * 3}
+    good: dict[str, Any] = {"images": IMAGES, "table": TABLE, "size": 8, "blur_kernel": 3, "cubic": False}
+    good |= {"mean": [0.0] * 3, "std": [1.0] * 3}
     assert native.view(**good).shape == (4, 3, 8, 8)
     with pytest.raises(ValueError, match=says):
         native.view(**{**good, **changes})
@@ -218,22 +221,22 @@ def test_without_a_library_torch_makes_the_views(
     with pytest.raises(RuntimeError, match="could not be compiled"):
         views.on_cpu(pictures(2, (3, 8, 8)), numbers(2))
     machine = device.Machine(torch.device("cpu"), 1, "fp32", True)
-    assert train.views_by(machine) == "torch"
-    assert train._views_on(machine, views) == views
+    assert build.views_by(machine) == "torch"
+    assert build.views_on(machine, views) == views
 
 
 def test_a_gpu_compiles_the_views_of_torch() -> None:
     machine = device.Machine(torch.device("cuda"), 1, "bf16", True)
     views = views_of((3, 8, 8), 8)
-    assert train.views_by(machine) == "torch.compile"
-    assert train._views_on(machine, views) not in (views, views.on_cpu)
+    assert build.views_by(machine) == "torch.compile"
+    assert build.views_on(machine, views) not in (views, views.on_cpu)
 
 
 def test_a_run_uses_it_where_it_may_compile_and_only_there(tiny: list[str]) -> None:
     for word, used in (("compile=true", True), ("compile=false", False)):
         cfg = config.load("pretrain", [*(w for w in tiny if not w.startswith("compile=")), word])
-        parts = build(cfg)
-        assert (train._views_on(parts.machine, parts.views) == parts.views.on_cpu) == used
+        parts = build.build(cfg)
+        assert (build.views_on(parts.machine, parts.views) == parts.views.on_cpu) == used
 
 
 def test_a_run_does_not_go_on_with_views_made_by_another(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

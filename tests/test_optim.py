@@ -81,6 +81,13 @@ def test_a_constant_schedule_stays_at_the_peak_after_its_warm_up() -> None:
     assert [rate(step, schedule="constant") for step in (0, 199, 200, 999)] == pytest.approx([0.003, 0.6, 0.6, 0.6])
 
 
+def test_the_step_schedule_drops_to_a_fifth_for_the_last_50_and_25_of_1000_epochs() -> None:
+    trace = [rate(step, schedule="step", warmup_epochs=0, steps=97_000, steps_per_epoch=97) for step in range(97_000)]
+    expected = [0.6] * 950 * 97 + [0.12] * 25 * 97 + [0.024] * 25 * 97
+    assert trace == pytest.approx(expected)
+    assert rate(990, schedule="step", floor=0.05) == 0.05
+
+
 def test_a_warm_up_may_be_a_part_of_an_epoch() -> None:
     assert rate(49, warmup_epochs=0.5) == pytest.approx(0.6)
     assert rate(24, warmup_epochs=0.5) == pytest.approx(0.3)

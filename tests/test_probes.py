@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from twoviews.probes import protocols
 from twoviews.probes.diagnostics import rankme, spread
 from twoviews.probes.embed import embed, pixels
 from twoviews.probes.knn import KS, knn
-from twoviews.probes.linear import DECAYS, Linear, Problem, linear
+from twoviews.probes.linear import DECAYS, Linear, Problem, linear, saga
+from twoviews.probes.minibatch import Schedule
 
 # By name: `twoviews.probes.knn` may be the module or a function of that name, whichever was bound last.
 KNN_MODULE, EMBED_MODULE = (importlib.import_module(f"twoviews.probes.{name}") for name in ("knn", "embed"))
@@ -38,16 +40,27 @@ def blobs(n: int, d: int, classes: int, *, seed: int, apart: float = 1.0, dtype:
 # --- kNN ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("k", [1, 5, 10, 20, 200])
-def test_knn_votes_as_scikit_learn(k: int) -> None:
+def test_knn_votes_as_scikit_learn(k: int, metric: str) -> None:
     bank, labels = blobs(600, 12, 7, seed=0, apart=0.4)
     queries, query_labels = blobs(300, 12, 7, seed=1, apart=0.4)
-    theirs = KNeighborsClassifier(k, metric="cosine", weights="uniform", algorithm="brute").fit(bank.numpy(), labels.numpy())
-    assert knn(bank, labels, queries, query_labels, ks=[k])[k] == pytest.approx(
+    theirs = KNeighborsClassifier(k, metric=metric, weights="uniform", algorithm="brute").fit(bank.numpy(), labels.numpy())
+    assert knn(bank, labels, queries, query_labels, ks=[k], metric=metric)[k] == pytest.approx(
         theirs.score(queries.numpy(), query_labels.numpy()), abs=1e-12
     )
     predicted = torch.from_numpy(theirs.predict(queries.numpy()))
-    assert knn(bank, labels, queries, predicted, ks=[k])[k] == 1.0, "each single prediction is the same"
+    assert knn(bank, labels, queries, predicted, ks=[k], metric=metric)[k] == 1.0, "each single prediction is the same"
+
+
+def test_euclidean_neighbours_survive_features_far_from_zero() -> None:
+    """|q|^2 - 2 q b + |b|^2 in float32 loses all digits where the features share a large offset."""
+    bank, labels = blobs(400, 8, 5, seed=0, apart=0.5)
+    queries, query_labels = blobs(100, 8, 5, seed=1, apart=0.5)
+    exact = knn(bank, labels, queries, query_labels, ks=[1, 5], metric="euclidean")
+    far = [(x + 1000).float() for x in (bank, queries)]
+    moved = knn(far[0], labels, far[1], query_labels, ks=[1, 5], metric="euclidean")
+    assert moved == pytest.approx(exact, abs=0.011), "a neighbour or two may change places at 1e-4"
 
 
 def test_one_search_serves_every_k() -> None:
@@ -90,6 +103,7 @@ def test_a_class_that_the_bank_lacks_is_a_miss() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"metric": "manhattan"}, "expected metric"),
         ({"ks": [11]}, "every k"),
         ({"ks": [0]}, "every k"),
         ({"ks": []}, "every k"),
@@ -283,11 +297,23 @@ def test_linear_refuses_what_does_not_fit(changes: dict[str, Any]) -> None:
 # --- protocols ------------------------------------------------------------------------------------------------------
 
 
+Split = tuple[Tensor, Tensor]
+FEW = Schedule("adam", 0.1, epochs=3, batch_size=50)
+
+
+def read(name: str, train: Split, val: Split, test: Split, **more: Any) -> list[dict[str, Any]]:
+    """Rows of one read-out of features of four classes."""
+    return protocols.read_out(name, train=train, val=val, test=test, classes=4, **{"how": FEW, "seed": 0, **more})
+
+
+ON_FEATURES = ("knn", "knn_euclidean", "linear_precomp", "linear_precomp adam", "linear_precomp sklearn")
+
+
 def test_poisoned_test_labels_change_nothing_but_the_accuracy() -> None:
     train, val, test = blobs(300, 8, 4, seed=0, apart=0.5), blobs(60, 8, 4, seed=1, apart=0.5), blobs(100, 8, 4, seed=2, apart=0.5)
 
     def rows(labels: Tensor) -> list[dict[str, Any]]:
-        return protocols.read_out(("knn", "linear"), of="trained", features="h", train=train, val=val, test=(test[0], labels), classes=4)
+        return [row for name in (*ON_FEATURES[2:], *ON_FEATURES[:2], "linear_precomp") for row in read(name, train, val, (test[0], labels))]
 
     def apart_from_accuracy(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{key: value for key, value in row.items() if key not in ("accuracy", "seconds")} for row in rows]
@@ -303,30 +329,95 @@ def test_poisoned_test_labels_change_nothing_but_the_accuracy() -> None:
 
 def test_every_row_says_its_protocol() -> None:
     train, val, test = blobs(150, 8, 4, seed=0), blobs(30, 8, 4, seed=1), blobs(40, 8, 4, seed=2)
-    rows = protocols.read_out(("knn", "linear"), of="untrained", features="h", train=train, val=val, test=test, classes=4)
-    assert [row["probe"] for row in rows] == ["knn"] * 4 + ["linear"], "k = 200 does not fit 180 rows"
+    rows = [row for name in ("knn", "linear_precomp") for row in read(name, train, val, test)]
+    assert [row["probe"] for row in rows] == ["knn"] * 4 + ["linear_precomp"], "k = 200 does not fit 180 rows"
     assert [row["k"] for row in rows[:-1]] == [1, 5, 10, 20]
     for row in rows:
-        assert (row["of"], row["features"], row["split"]) == ("untrained", "h", "test")
         assert 0 <= row["accuracy"] <= 1
         assert row["seconds"] >= 0
     assert all((row["metric"], row["weights"]) == ("cosine", "uniform") for row in rows[:-1])
     assert (rows[-1]["solver"], rows[-1]["weight_decay"] in DECAYS) == ("lbfgs", True)
-    assert [protocols.protocol(row) for row in (rows[2], rows[-1])] == ["kNN k=10 cosine uniform", "linear L-BFGS, decay chosen on val"]
+    assert [protocols.protocol(row) for row in (rows[2], rows[-1])] == [
+        "kNN k=10 cosine uniform",
+        "linear_precomp L-BFGS, decay chosen on val",
+    ]
 
 
 def test_the_bank_of_the_neighbours_is_train_and_val() -> None:
     train = (torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
     val = (torch.tensor([[0.0, 1.0]]), torch.tensor([1]))
-    (row,) = protocols.read_out(("knn",), of="trained", features="h", train=train, val=val, test=val, classes=2)
+    (row,) = protocols.read_out("knn", train=train, val=val, test=val, classes=2, how=None, seed=0)
     assert (row["k"], row["accuracy"]) == (1, 1.0)
 
 
 def test_names_of_probes_are_parsed_or_refused() -> None:
-    assert protocols.parse("fast") == ("knn", "linear")
-    assert protocols.parse("linear, knn") == ("linear", "knn")
-    with pytest.raises(ValueError, match="'knnn'"):
-        protocols.parse("knn,knnn")
+    assert protocols.parse("fast") == ("knn", "linear_precomp")
+    assert protocols.parse("linear_sgd, knn") == ("linear_sgd", "knn")
+    assert protocols.parse("seeds") == protocols.SEEDS
+    assert protocols.parse("seeds", "lbfgs") == ("knn", "knn_euclidean", "linear_precomp", "linear_augm", "linear_sgd")
+    assert protocols.parse("fast", "adam") == ("knn", "linear_precomp adam")
+    assert protocols.parse("linear_precomp", "sklearn") == ("linear_precomp sklearn",)
+    for probes, solver, message in (
+        ("knn,knnn", None, "'knnn'"),
+        ("fast,knn", None, "'fast'"),
+        ("linear_precomp adam", None, "'linear_precomp adam'"),
+        ("knn", "adam", "solver=adam"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            protocols.parse(probes, solver)
+
+
+def test_scikit_learn_is_missed_before_time_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'twoviews\[report\]'"):
+        protocols.parse("linear_precomp", "sklearn")
+
+
+def test_the_seeds_schedules_are_those_of_their_readmes() -> None:
+    def numbers(name: str, protocol: str = "second_seed", **changes: float) -> tuple[Any, ...]:
+        s = protocols.schedule(name, protocol=protocol, batch_size=512, **changes)
+        return s.optimizer, s.learning_rate, s.floor, s.unit, s.epochs, s.batch_size, s.weight_decay, s.momentum, s.drop_last
+
+    assert numbers("linear_precomp adam") == ("adam", 0.1, 0.0, "epoch", 100, 1000, 0.0, 0.9, False)
+    assert numbers("linear_precomp adam", "second_seed_v2") == ("adam", 0.01, 0.0, "epoch", 500, 1000, 5e-6, 0.9, False)
+    assert numbers("linear_augm") == ("adam", 0.1, 0.0, "epoch", 100, 1000, 0.0, 0.9, False)
+    assert numbers("linear_augm", "second_seed_v2") == ("adam", 0.1, 0.0, "epoch", 100, 1000, 5e-6, 0.9, False)
+    assert numbers("linear_sgd") == ("sgd", 0.2, 0.001, "step", 100, 512, 0.0, 0.9, True)
+    assert numbers("linear_sgd", epochs=3, learning_rate=0.3)[1:5] == (0.3, 0.001, "step", 3)
+    assert numbers("linear_sgd", learning_rate=1e-4)[2] == 1e-4, "a floor above the rate would be refused"
+    assert protocols.CROPS == {"linear_augm": (0.2, 1.0), "linear_sgd": (0.08, 1.0)}
+
+
+@pytest.mark.parametrize(("max_steps", "cut"), [(None, False), (12, False), (11, True)])
+def test_a_row_says_how_its_probe_was_trained_and_whether_it_was_cut(max_steps: int | None, cut: bool) -> None:
+    train, val, test = blobs(150, 8, 4, seed=0), blobs(50, 8, 4, seed=1), blobs(40, 8, 4, seed=2)
+    (row,) = read("linear_precomp adam", train, val, test, max_steps=max_steps)  # 3 epochs of 4 steps
+    expected = {"optimizer": "adam", "learning_rate": 0.1, "epochs": 3, "batch_size": 50, "weight_decay": 0.0, "solver": "adam"}
+    assert expected.items() <= row.items()
+    assert row.get("steps") == (11 if cut else None)
+    said = "linear_precomp Adam 0.1, 3 epochs, batch 50" + (", cut at step 11" if cut else "")
+    assert protocols.protocol(row) == said
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_solver_sklearn_is_saga_without_penalty(classes: int) -> None:
+    features, labels = blobs(120, 6, classes, seed=0, apart=0.5)
+    probe, passes = saga(features, labels)
+    theirs = LogisticRegression(C=np.inf, solver="saga", random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs.fit(features.numpy(), labels.numpy())
+    predicted = F.linear(features, probe.weight, probe.bias).argmax(1)
+    assert predicted.tolist() == theirs.predict(features.numpy()).tolist()
+    assert passes == theirs.n_iter_.max() <= 100
+    assert probe.weight.shape == (classes, 6)
+
+
+def test_solver_sklearn_never_predicts_a_class_without_rows() -> None:
+    features, labels = blobs(200, 6, 5, seed=0)
+    kept = labels != 2
+    probe, _ = saga(features[kept].float(), labels[kept])
+    assert 2 not in F.linear(features.float(), probe.weight, probe.bias).argmax(1)
 
 
 # --- features -------------------------------------------------------------------------------------------------------

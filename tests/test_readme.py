@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from twoviews import config
+from twoviews import config, rules
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,7 +33,7 @@ def accept(words: list[str]) -> None:
     verb, rest = words[0], words[1:]
     if verb not in config.VERBS:
         raise ValueError(f"{verb}: no such verb")
-    if verb == "runs" and rest and rest[0] in ("list", "best", "compare"):
+    if verb == "runs" and rest and rest[0] in rules.RULES["view"].choices:
         rest = [f"view={rest[0]}", *rest[1:]]
     flags = [word for word in rest if word in config.FLAGS]
     config.check(verb, [word for word in rest if word not in flags], sweep="--multirun" in flags)

@@ -265,7 +265,8 @@ def test_latest_is_the_newest_finished_run(tmp_path: Path) -> None:
         runs.find("latest", tmp_path)
     for age, path in ((20, older), (10, newer)):
         (path / runs.SUMMARY).write_text("{}")
-        os.utime(path / runs.SUMMARY, (1e9 - age, 1e9 - age))
+        (path / runs.BACKBONE).write_text("weights")
+        os.utime(path / runs.BACKBONE, (1e9 - age, 1e9 - age))
     assert runs.find("latest", tmp_path) == newer
     assert runs.find(unfinished.name, tmp_path) == runs.find(str(unfinished), Path("elsewhere")) == unfinished
     with pytest.raises(ValueError, match="run=nothing: no run folder there"):
@@ -286,8 +287,8 @@ def test_a_summary_that_is_not_json_is_named(tmp_path: Path) -> None:
         ("twoviews pretrain", ["/home/me/.venv/bin/twoviews", "pretrain", "seed=0,1", "-m"], "twoviews pretrain seed=0,1 -m"),  # in a sweep
         ("/lib/twoviews/__main__.py", ["-m", "twoviews", "pretrain", "data_dir=a b"], "twoviews pretrain 'data_dir=a b'"),
         ("/lib/twoviews/__main__.py", ["-W", "ignore", "-Xdev", "-mtwoviews", "pretrain"], "twoviews pretrain"),
-        ("simclr.py", ["-O", "simclr.py", "backbone=resnet18"], "simclr.py backbone=resnet18"),
-        ("/home/me/script.py", ["/home/me/script.py"], "script.py"),
+        ("simclr.py", ["-O", "simclr.py", "backbone=resnet18"], "python simclr.py backbone=resnet18"),
+        ("/home/me/script.py", ["/home/me/script.py"], "python script.py"),
         ("", [], "python"),
     ],
 )

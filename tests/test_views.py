@@ -21,6 +21,7 @@ ORDERS = list(itertools.permutations(range(4)))  # of brightness 0, contrast 1, 
 OFF: dict[str, Any] = {
     "crop_scale": (1.0, 1.0),
     "crop_ratio": (1.0, 1.0),
+    "interpolation": "bilinear",
     "flip_p": 0.0,
     "jitter_p": 0.0,
     "brightness": 0.0,
@@ -90,8 +91,9 @@ def torchvision_jitter(x: Any, u: Tensor, views: Views) -> Any:
     return x
 
 
-def torchvision_crop(x: Any, box: list[int], flip: bool, size: int) -> Any:
-    x = TF.resized_crop(x, *box, [size, size], antialias=True)
+def torchvision_crop(x: Any, box: list[int], flip: bool, size: int, interpolation: str = "bilinear") -> Any:
+    x = TF.resized_crop(x, *box, [size, size], TF.InterpolationMode(interpolation), antialias=True)
+    x = x.clamp(0, 1) if interpolation == "bicubic" and isinstance(x, Tensor) else x  # as PIL's 8 bits cut it off
     return TF.hflip(x) if flip else x
 
 
@@ -102,20 +104,21 @@ def boxes(views: Views, u: Tensor) -> list[list[int]]:
 # --- pixels ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("shape", "size"),
     [((3, 32, 32), 32), ((3, 32, 32), 8), ((3, 32, 32), 48), ((1, 28, 28), 28), ((3, 24, 40), 32), ((3, 40, 24), 16), ((4, 20, 20), 13)],
 )
-def test_crops_and_flips_equal_torchvision(shape: tuple[int, int, int], size: int, dtype: torch.dtype) -> None:
-    views = views_of(shape, size, crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), flip_p=0.5)
+def test_crops_and_flips_equal_torchvision(shape: tuple[int, int, int], size: int, dtype: torch.dtype, interpolation: str) -> None:
+    views = views_of(shape, size, crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), flip_p=0.5, interpolation=interpolation)
     images, u = pictures(24, shape), numbers(24).to(dtype)
     (ours,) = views(images, u)
     flips = u[0, :, COLUMN["flip"]] < 0.5
     assert flips.any()
     assert not flips.all()
     for image, box, flip, view in zip(images, boxes(views, u[0]), flips, ours, strict=True):
-        expected = torchvision_crop(image.to(dtype) / 255, box, bool(flip), size)
+        expected = torchvision_crop(image.to(dtype) / 255, box, bool(flip), size, interpolation)
         torch.testing.assert_close(view, expected, rtol=0, atol=1e-4)
 
 
@@ -187,23 +190,25 @@ def test_all_operations_together_equal_torchvision() -> None:
         torch.testing.assert_close(view[away], x[away], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("what", ["crop", "brightness", "contrast", "saturation", "hue", "grayscale", "blur"])
+@pytest.mark.parametrize("what", ["crop", "bicubic crop", "brightness", "contrast", "saturation", "hue", "grayscale", "blur"])
 def test_the_pil_path_differs_by_rounding_only(what: str) -> None:
     changes: dict[str, dict[str, Any]] = {
         "crop": {"crop_scale": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3)},
+        "bicubic crop": {"crop_scale": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3), "interpolation": "bicubic"},
         "grayscale": {"grayscale_p": 1.0},
         "blur": {"blur_p": 1.0},
     }
     views = views_of((3, 32, 32), 32, **changes.get(what, {"jitter_p": 1.0, what: 0.1}))
     images, u = pictures(24, (3, 32, 32)), numbers(24)
     (ours,) = views(images, u)
+    # PIL cuts a cubic's overshoot off after each of its two axes, torchvision's tensors and this after both.
     # PIL keeps hue and shift in 8 bits, both cut off: two steps of 1/255 turn, and a turn is 6 x 255 levels of a channel.
-    levels = {"crop": 1.01, "grayscale": 1.01, "blur": 0.51, "hue": 12.0}.get(what, 1.51)
+    levels = {"crop": 1.01, "bicubic crop": 12.0, "grayscale": 1.01, "blur": 0.51, "hue": 12.0}.get(what, 1.51)
     for image, row, box, view in zip(images, u[0], boxes(views, u[0]), ours, strict=True):
         x = Image.fromarray(image.permute(1, 2, 0).numpy())
         sigma = 0.1 + 1.9 * float(row[COLUMN["sigma"]])
-        if what == "crop":
-            x = torchvision_crop(x, box, False, 32)
+        if what.endswith("crop"):
+            x = torchvision_crop(x, box, False, 32, views.interpolation)
         elif what == "grayscale":
             x = TF.rgb_to_grayscale(x, 3)
         elif what == "blur":

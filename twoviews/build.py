@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from twoviews import backbones, device, optim, runs
+from twoviews import backbones, device, native, optim, runs
 from twoviews.config import Config
 from twoviews.data.dataset import Dataset, load, steps_per_epoch
 from twoviews.methods import METHODS
@@ -65,7 +66,7 @@ def build(cfg: Config) -> Parts:
         ValueError: if a value is out of range or the data cannot be had: before anything is written.
     """
     machine = device.choose(device=cfg.device, threads=cfg.threads, precision=cfg.precision, compile=cfg.compile)
-    dataset = load(cfg.dataset, cfg.data_dir)
+    dataset = load(cfg.dataset, cfg.data_dir, cfg.train_size)
     images, labels = dataset.split(cfg.train_on)
     if cfg.batch_size > len(images):
         raise ValueError(f"batch_size={cfg.batch_size}: {dataset.title} has {len(images)} images in {cfg.train_on}: choose at most that")
@@ -74,8 +75,7 @@ def build(cfg: Config) -> Parts:
             f"drop_last=false: the last batch of an epoch would hold one image (of {len(images)}): change batch_size or drop it"
         )
     views = build_views(cfg, dataset)
-    init = runs.find(cfg.init, Path(cfg.runs_dir)) / runs.BACKBONE if cfg.get("init") else None
-    method = build_method(cfg, dataset, init).to(machine.device, machine.dtype).to(memory_format=torch.channels_last)
+    method = build_method(cfg, dataset, _init_file(cfg)).to(machine.device, machine.dtype).to(memory_format=torch.channels_last)
     peak = optim.resolve_learning_rate(cfg.learning_rate, cfg.base_learning_rate, cfg.batch_size)
     if cfg.min_learning_rate > peak:
         raise ValueError(f"min_learning_rate={cfg.min_learning_rate}: above the peak rate {peak:g}: choose at most that")
@@ -102,6 +102,12 @@ def build(cfg: Config) -> Parts:
     )
 
 
+def _init_file(cfg: Config) -> Path | None:
+    if not cfg.get("init"):
+        return None
+    return Path(cfg.init) if cfg.init.endswith(".safetensors") else runs.find(cfg.init, Path(cfg.runs_dir)) / runs.BACKBONE
+
+
 def build_views(cfg: Config, dataset: Dataset) -> Views:
     """The recipe's views of this data set; two of the images' own size unless `view_sizes` says otherwise."""
     channels, height, width = dataset.images.shape[1:]
@@ -114,6 +120,23 @@ def build_views(cfg: Config, dataset: Dataset) -> Views:
         std=std,
         **{name: cfg[name] for name in keys},
     )
+
+
+def views_by(machine: device.Machine) -> str:
+    """What makes the views on this machine: `C++`, `torch.compile` or `torch`. They differ by rounding, so the manifest keeps it."""
+    if not machine.compile:
+        return "torch"
+    if machine.device.type == "cpu":
+        return "C++" if native.library() is not None else "torch"
+    return "torch.compile"
+
+
+def views_on(machine: device.Machine, views: Views) -> Callable[[Tensor, Tensor], list[Tensor]]:
+    """The views as this machine makes them: images and numbers to V tensors."""
+    by = views_by(machine)
+    if by == "torch.compile":
+        return torch.compile(views.__call__, dynamic=False, fullgraph=True)
+    return views.on_cpu if by == "C++" else views
 
 
 def _normalisation(cfg: Config, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

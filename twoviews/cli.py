@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from twoviews import config
+from twoviews import config, rules
 
 USAGE = """usage: twoviews <verb> key=value ...
 
   twoviews pretrain recipe=fashion_thin             train an encoder without labels, then read it out
-  twoviews evaluate run=latest probes=fast          read out a finished run again
-  twoviews runs [best|compare]                      all runs; mean ± std over seeds
+  twoviews evaluate run=latest probes=fast|seeds    read out a finished run again
+  twoviews runs [best|compare|second_seed|...]      all runs; mean ± std over seeds; the seeds' tables
   twoviews report run=latest                        write the run's report.html again
   twoviews doctor                                   what this machine has and what TwoViews would choose
 
@@ -47,13 +49,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in config.VERBS:
         near = difflib.get_close_matches(verb, config.VERBS, 1, cutoff=0.3)
         return _fail(f"{verb}: no such verb{f': did you mean {near[0]}?' if near else ''} (twoviews --help lists them)", 2)
-    if verb == "runs" and words and words[0] in ("list", "best", "compare"):
+    if verb == "runs" and words and words[0] in rules.RULES["view"].choices:
         words[0] = f"view={words[0]}"
-    debug = any(word.lower() == "debug=true" for word in words)  # for errors in the words themselves
+    return _dispatch(lambda: (verb, words, None), words)
+
+
+def script(path: str, argv: Sequence[str] | None = None) -> int:
+    """Run one of the seeds' own commands.
+
+    Args:
+        path: of the file that was run.
+        argv: words after its name; the process's own by default.
+
+    Returns:
+        Exit code, as `main`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = Path(path).name
+    missing = [module for module in ("torch", "hydra", "yaml") if importlib.util.find_spec(module) is None]
+    if missing:
+        setup = f"make demo sets up .venv: then .venv/bin/python {name}"
+        return _fail(f"{name}: {sys.executable} has no {', '.join(missing)}: {setup}", 2)
+    from twoviews import seeds
+
+    if any(word in ("--help", "-h") for word in argv):
+        print(seeds.usage(Path(path)), end="")
+        return 0
+    return _dispatch(lambda: seeds.words(Path(path), argv), argv)
+
+
+def _dispatch(read: Callable[[], tuple[str, list[str], list[str] | None]], argv: Sequence[str]) -> int:
+    """Run the command that `read` makes of `argv`: a verb, our words, and what was typed for each where that differs."""
+    debug = any(word.lower() == "debug=true" for word in argv)  # for errors in the words themselves
     try:
-        if any(word in ("--multirun", "-m", "--cfg", "-c", "--help", "-h") for word in words):
-            return config.with_hydra(verb, words, lambda cfg: _run(verb, cfg))
-        cfg = config.load(verb, words)
+        verb, words, typed = read()
+        if any(word in config.FLAGS for word in words):
+            return config.with_hydra(verb, words, lambda cfg: _run(verb, cfg), typed)
+        cfg = config.load(verb, words, typed)
     except ValueError as error:
         if debug:
             raise

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twoviews.rules import CONF, RULES, show
+from twoviews.rules import CONF, RULES, rule, show
 
 VERBS = ("pretrain", "evaluate", "runs", "report", "doctor")
 FLAGS = ("--multirun", "-m", "--cfg", "-c", "job", "--help", "-h")  # of Hydra's: the others run or read what is no key
@@ -31,27 +31,36 @@ class Config(dict[str, Any]):
             raise AttributeError(key) from None
 
 
-def load(verb: str, argv: Sequence[str]) -> Config:
+def load(verb: str, argv: Sequence[str], typed: Sequence[str] | None = None) -> Config:
     """The configuration of one command.
 
     Args:
         verb: one of `VERBS`.
         argv: `key=value` words, Hydra's grammar; values of path keys are taken literally.
+        typed: what the user typed for each of them, where that is something else; errors show it.
 
     Raises:
         ValueError: naming the word at fault, the nearest key or what was expected.
     """
-    overrides, given = check(verb, argv, sweep=False)
-    return _finish(_compose(verb, overrides), given)
+    overrides, given = check(verb, argv, sweep=False, typed=typed)
+    return _finish(verb, _compose(verb, overrides), given)
 
 
-def check(verb: str, argv: Sequence[str], *, sweep: bool) -> tuple[list[str], tuple[str, ...]]:
+def word(key: str, value: Any) -> str:
+    """`key=value` as it is typed: in quotes where a comma would mean several runs."""
+    if value is None or isinstance(value, bool):
+        return f"{key}={str(value).lower() if value is not None else 'null'}"
+    return f"{key}='{value}'" if isinstance(value, str) and "," in value and key not in PATH_KEYS else f"{key}={value}"
+
+
+def check(verb: str, argv: Sequence[str], *, sweep: bool, typed: Sequence[str] | None = None) -> tuple[list[str], tuple[str, ...]]:
     """Refuse every word that is not a plain change of a key that exists, to a value that it takes.
 
     Args:
         verb: one of `VERBS`.
         argv: the words after the verb.
         sweep: whether `seed=0,1,2` may stand for several runs.
+        typed: see `load`.
 
     Returns:
         The words for Hydra, paths escaped, and the keys that they set.
@@ -63,11 +72,12 @@ def check(verb: str, argv: Sequence[str], *, sweep: bool) -> tuple[list[str], tu
     from hydra.core.override_parser.types import Override
     from hydra.errors import HydraException
 
+    shown = list(typed or argv)
     words = [_escape_path(word) for word in argv]
     parser = OverridesParser.create()
     overrides: list[Override] = []
-    for raw, word in zip(argv, words, strict=True):
-        key, equals, _ = raw.partition("=")
+    for raw, ours, word in zip(shown, argv, words, strict=True):
+        key, equals, _ = ours.partition("=")
         bare = key.lstrip("+~")
         if key != bare:
             raise ValueError(
@@ -84,16 +94,16 @@ def check(verb: str, argv: Sequence[str], *, sweep: bool) -> tuple[list[str], tu
         except HydraException:
             raise ValueError(f"{raw}: not of the form key=value: put quotes around a value with spaces, commas or brackets") from None
     recipes = [o for o in overrides if o.key_or_group == "recipe"]
-    for override, raw in zip(overrides, argv, strict=True):
+    for override, raw in zip(overrides, shown, strict=True):
         if override.key_or_group == "recipe" and verb == "pretrain":
-            _check_values(override, raw, sweep)
+            _check_values(verb, override, raw, sweep)
     first = f"recipe={_values(recipes[-1])[0]}" if recipes and verb == "pretrain" else None
     card = _compose(verb, [first] if first else [])
-    for override, raw in zip(overrides, argv, strict=True):
+    for override, raw in zip(overrides, shown, strict=True):
         if override.key_or_group not in card:
             where = f"{verb} with {first}" if first else verb
             raise ValueError(f"{raw}: {where} has no key {override.key_or_group!r}{_hint(override.key_or_group, list(card))}")
-        _check_values(override, raw, sweep)
+        _check_values(verb, override, raw, sweep)
     seen = [o.key_or_group for o in overrides]
     for key in seen:
         if seen.count(key) > 1:
@@ -101,15 +111,16 @@ def check(verb: str, argv: Sequence[str], *, sweep: bool) -> tuple[list[str], tu
     return words, tuple(seen)
 
 
-def _check_values(override: Any, raw: str, sweep: bool) -> None:
+def _check_values(verb: str, override: Any, raw: str, sweep: bool) -> None:
     key = override.key_or_group
+    wanted = rule(verb, key)
     if override.is_sweep_override() and not sweep:
         raise ValueError(f"{raw}: several values need --multirun")
     for value in _values(override):
-        if not RULES[key].accepts(value):
-            choices = [c for c in RULES[key].choices if isinstance(c, str)]
+        if not wanted.accepts(value):
+            choices = [c for c in wanted.choices if isinstance(c, str)]
             near = difflib.get_close_matches(str(value), choices, 1)
-            raise ValueError(f"{raw}: {key} expects {RULES[key]}, got {show(value)!r}" + (f": did you mean {near[0]}?" if near else ""))
+            raise ValueError(f"{raw}: {key} expects {wanted}, got {show(value)!r}" + (f": did you mean {near[0]}?" if near else ""))
 
 
 def _values(override: Any) -> list[Any]:
@@ -161,21 +172,22 @@ def _compose(verb: str, overrides: list[str]) -> Config:
         return Config(OmegaConf.to_container(compose(verb, overrides), resolve=True))  # type: ignore[arg-type]
 
 
-def _finish(cfg: Config, given: tuple[str, ...]) -> Config:
+def _finish(verb: str, cfg: Config, given: tuple[str, ...]) -> Config:
     for key, value in cfg.items():
-        if key in RULES and not RULES[key].accepts(value):
-            raise ValueError(f"{key}: the card says {show(value)!r}, expected {RULES[key]}")
+        if key in RULES and not rule(verb, key).accepts(value):
+            raise ValueError(f"{key}: the card says {show(value)!r}, expected {rule(verb, key)}")
     cfg.given = given
     return cfg
 
 
-def with_hydra(verb: str, argv: Sequence[str], task: Callable[[Config], int]) -> int:
+def with_hydra(verb: str, argv: Sequence[str], task: Callable[[Config], int], typed: Sequence[str] | None = None) -> int:
     """`--multirun`, `--cfg` and `--help` through `hydra.main`, which leaves no folder of its own behind.
 
     Args:
         verb: one of `VERBS`.
         argv: the words after the verb, Hydra's flags among them.
         task: called once a run; the sweep stops at the first exit code that is not 0.
+        typed: see `load`.
 
     Returns:
         The last exit code.
@@ -190,18 +202,19 @@ def with_hydra(verb: str, argv: Sequence[str], task: Callable[[Config], int]) ->
     if ("--cfg" in flags or "-c" in flags) and "job" not in flags:
         raise ValueError("--cfg: expected --cfg job")
     sweep = "--multirun" in flags or "-m" in flags
-    words, given = check(verb, [w for w in argv if w not in flags], sweep=sweep)
+    kept = [i for i, w in enumerate(argv) if w not in flags]
+    words, given = check(verb, [argv[i] for i in kept], sweep=sweep, typed=[(typed or argv)[i] for i in kept])
     codes = [0]
 
     @hydra.main(config_path=str(CONF), config_name=verb, version_base="1.3")
     def job(cfg: DictConfig) -> None:
-        codes.append(task(_finish(Config(OmegaConf.to_container(cfg, resolve=True)), given)))  # type: ignore[arg-type]
+        codes.append(task(_finish(verb, Config(OmegaConf.to_container(cfg, resolve=True)), given)))  # type: ignore[arg-type]
         if codes[-1]:
             raise SystemExit(codes[-1])
 
     before = sys.argv
     with tempfile.TemporaryDirectory() as scratch:
-        sys.argv = [f"twoviews {verb}", *flags, *words, *([f"hydra.sweep.dir='{scratch}'"] if sweep else [])]
+        sys.argv = [before[0] if typed else f"twoviews {verb}", *flags, *words, *([f"hydra.sweep.dir='{scratch}'"] if sweep else [])]
         try:
             job()
         finally:

@@ -31,10 +31,10 @@ COLUMNS = 16  # of the table of choices
 class Shape(ctypes.Structure):
     """The struct of the same name in `pixels.cpp`."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("channels", "height", "width", "size", "blur")]
+    _fields_ = [(name, ctypes.c_int64) for name in ("channels", "height", "width", "size", "blur", "cubic")]
 
 
-def view(images: Tensor, table: Tensor, *, size: int, blur_kernel: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def view(images: Tensor, table: Tensor, *, size: int, blur_kernel: int, cubic: bool, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """One view of every image, on torch's number of threads.
 
     Args:
@@ -42,6 +42,7 @@ def view(images: Tensor, table: Tensor, *, size: int, blur_kernel: int, mean: Se
         table: (N, 16) float32 or float64 on the CPU: `pixels.Choices.table`.
         size: side of the view.
         blur_kernel: taps of the Gaussian, odd, below twice the side.
+        cubic: bicubic crops, not bilinear ones.
         mean, std: of each channel.
 
     Returns:
@@ -77,7 +78,7 @@ def view(images: Tensor, table: Tensor, *, size: int, blur_kernel: int, mean: Se
         table.data_ptr(),
         out.data_ptr(),
         count,
-        Shape(channels, height, width, size, blur_kernel),
+        Shape(channels, height, width, size, blur_kernel, cubic),
         moments[0].data_ptr(),
         moments[1].data_ptr(),
         max(1, min(torch.get_num_threads(), count)),

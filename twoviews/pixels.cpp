@@ -11,25 +11,31 @@
 namespace {
 
 struct Shape {
-    int64_t channels, height, width, size, blur;  // of an image; side of a view; taps of the Gaussian
+    int64_t channels, height, width, size, blur, cubic;  // of an image; side of a view; taps of the Gaussian; bicubic crops
 };
 
 // One row of choices an image: the columns of views.Choices, in its order.
 enum { TOP, LEFT, ROWS, COLS, FLIP, OPS, BRIGHTNESS = OPS + 4, CONTRAST, SATURATION, HUE, GRAY, SIGMA, SOLARIZE, COLUMNS };
 enum { B, C, S, H };
 
-// Bilinear with antialias along one axis: which pixels make an output, and with what weights.
+// Bilinear or bicubic with antialias along one axis: which pixels make an output, and with what weights.
 template <typename T>
 struct Resampler {
     std::vector<int64_t> first, count;
     std::vector<T> weight;  // (size, source)
-    int64_t source;
+    int64_t source, cubic;
 
-    Resampler(int64_t size, int64_t source) : first(size), count(size), weight(size * source), source(source) {}
+    Resampler(int64_t size, int64_t source, int64_t cubic)
+        : first(size), count(size), weight(size * source), source(source), cubic(cubic) {}
+
+    T tap(T x) const {
+        if (!cubic) return 1 - x;
+        return x < 1 ? (T(1.5) * x - T(2.5)) * x * x + 1 : ((T(-0.5) * x + T(2.5)) * x - 4) * x + 2;
+    }
 
     void aim(T start, T length, bool reverse) {
         const int64_t size = first.size();
-        const T scale = length / size, reach = std::max(scale, T(1));
+        const T scale = length / size, unit = std::max(scale, T(1)), support = cubic ? 2 : 1, reach = support * unit;
         for (int64_t o = 0; o < size; o++) {
             const T centre = start + ((reverse ? size - 1 - o : o) + T(0.5)) * scale;
             const int64_t low = std::max<int64_t>(int64_t(start), int64_t(std::floor(centre - reach)));
@@ -38,11 +44,11 @@ struct Resampler {
             T sum = 0;
             int64_t begin = -1, n = 0;
             for (int64_t p = low; p < high; p++) {
-                const T tap = 1 - std::abs(p + T(0.5) - centre) / reach;
-                if (tap <= 0) continue;
+                const T distance = std::abs(p + T(0.5) - centre) / unit;
+                if (distance >= support) continue;
                 if (begin < 0) begin = p;
-                w[n++] = tap;
-                sum += tap;
+                w[n++] = tap(distance);
+                sum += w[n - 1];
             }
             for (int64_t k = 0; k < n; k++) w[k] /= sum;
             first[o] = begin;
@@ -50,6 +56,39 @@ struct Resampler {
         }
     }
 };
+
+// out = the sum of a few neighbouring runs of n values, each with its weight. Two, as when a crop is enlarged, are one pass.
+template <typename T>
+void mix(T* __restrict out, const T* __restrict from, int64_t stride, const T* weight, int64_t taps, int64_t n) {
+    const T first = weight[0];
+    if (taps == 1) {
+        for (int64_t i = 0; i < n; i++) out[i] = first * from[i];
+        return;
+    }
+    const T second = weight[1];
+    const T* __restrict next = from + stride;
+    for (int64_t i = 0; i < n; i++) out[i] = first * from[i] + second * next[i];
+    for (int64_t k = 2; k < taps; k++)
+        for (int64_t i = 0; i < n; i++) out[i] += weight[k] * from[k * stride + i];
+}
+
+// (rows, columns) to (columns, rows), in blocks whose loops have a fixed length: a compiler makes straight code of them.
+template <typename T>
+void transpose(const T* __restrict from, T* __restrict to, int64_t rows, int64_t columns) {
+    constexpr int64_t SIDE = 8;
+    for (int64_t r = 0; r < rows; r += SIDE)
+        for (int64_t c = 0; c < columns; c += SIDE) {
+            const T* in = from + r * columns + c;
+            T* out = to + c * rows + r;
+            if (r + SIDE <= rows && c + SIDE <= columns) {
+                for (int64_t i = 0; i < SIDE; i++)
+                    for (int64_t j = 0; j < SIDE; j++) out[i * rows + j] = in[j * columns + i];
+            } else {
+                for (int64_t i = 0; i < std::min(SIDE, columns - c); i++)
+                    for (int64_t j = 0; j < std::min(SIDE, rows - r); j++) out[i * rows + j] = in[j * columns + i];
+            }
+        }
+}
 
 template <typename T>
 struct Worker {
@@ -60,7 +99,7 @@ struct Worker {
     std::vector<T> image, cut, turned, planes, other, gaussian;
 
     Worker(Shape s, const T* mean, const T* deviation)
-        : s(s), mean(mean), deviation(deviation), n(s.size * s.size), rows(s.size, s.height), cols(s.size, s.width),
+        : s(s), mean(mean), deviation(deviation), n(s.size * s.size), rows(s.size, s.height, s.cubic), cols(s.size, s.width, s.cubic),
           image(s.channels * s.height * s.width), cut(s.channels * s.size * s.width), turned(cut.size()),
           planes(s.channels * n), other(planes.size()), gaussian(s.blur) {}
 
@@ -71,29 +110,20 @@ struct Worker {
         for (size_t i = 0; i < image.size(); i++) image[i] = T(in[i]) / 255;
         rows.aim(choice[TOP], choice[ROWS], false);
         cols.aim(choice[LEFT], choice[COLS], choice[FLIP] > 0);
-        const int64_t left = choice[LEFT], right = left + int64_t(choice[COLS]), lines = s.channels * s.size;
+        const int64_t lines = s.channels * s.size;
         for (int64_t c = 0; c < s.channels; c++)
             for (int64_t y = 0; y < s.size; y++) {
-                T* out = &cut[(c * s.size + y) * s.width];
-                for (int64_t x = left; x < right; x++) out[x] = 0;
-                for (int64_t k = 0; k < rows.count[y]; k++) {
-                    const T w = rows.weight[y * s.height + k];
-                    const T* from = &image[(c * s.height + rows.first[y] + k) * s.width];
-                    for (int64_t x = left; x < right; x++) out[x] += w * from[x];
-                }
+                const T* from = &image[(c * s.height + rows.first[y]) * s.width];
+                mix(&cut[(c * s.size + y) * s.width], from, s.width, &rows.weight[y * s.height], rows.count[y], s.width);
             }
-        for (int64_t line = 0; line < lines; line++)
-            for (int64_t x = left; x < right; x++) turned[x * lines + line] = cut[line * s.width + x];
+        transpose(cut.data(), turned.data(), lines, s.width);
         for (int64_t c = 0; c < s.channels; c++)
             for (int64_t x = 0; x < s.size; x++) {
-                T* out = plane(c) + x * s.size;
-                for (int64_t y = 0; y < s.size; y++) out[y] = 0;
-                for (int64_t k = 0; k < cols.count[x]; k++) {
-                    const T w = cols.weight[x * s.width + k];
-                    const T* from = &turned[(cols.first[x] + k) * lines + c * s.size];
-                    for (int64_t y = 0; y < s.size; y++) out[y] += w * from[y];
-                }
+                const T* from = &turned[cols.first[x] * lines + c * s.size];
+                mix(plane(c) + x * s.size, from, lines, &cols.weight[x * s.width], cols.count[x], s.size);
             }
+        if (s.cubic)
+            for (T& v : planes) v = std::max(std::min(v, T(1)), T(0));
     }
 
     void gray(T* out) {
@@ -186,11 +216,16 @@ struct Worker {
         if (choice[SOLARIZE] > 0)
             for (T& v : planes) v = v >= T(128. / 255) ? 1 - v : v;
         for (int64_t c = 0; c < s.channels; c++) {
-            const T m = mean[c];
-            const T scale = 1 / deviation[c];
-            const T* from = plane(c);
-            for (int64_t y = 0; y < s.size; y++)
-                for (int64_t x = 0; x < s.size; x++) out[(y * s.size + x) * s.channels + c] = (from[x * s.size + y] - m) * scale;
+            const T m = mean[c], scale = 1 / deviation[c];
+            T* p = plane(c);
+            for (int64_t i = 0; i < n; i++) p[i] = (p[i] - m) * scale;
+            transpose(p, &other[c * n], s.size, s.size);
+        }
+        if (s.channels == 3) {
+            const T *r = &other[0], *g = &other[n], *b = &other[2 * n];
+            for (int64_t i = 0; i < n; i++) out[3 * i] = r[i], out[3 * i + 1] = g[i], out[3 * i + 2] = b[i];
+        } else {
+            transpose(other.data(), out, s.channels, n);
         }
     }
 };

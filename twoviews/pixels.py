@@ -58,19 +58,20 @@ class Choices(NamedTuple):
         return torch.cat([before, operations, behind], 1)
 
 
-def crop_and_flip(x: Tensor, choices: Choices, size: int) -> Tensor:
-    """(N, C, H, W) to (N, C, size, size), bilinear with antialias."""
+def crop_and_flip(x: Tensor, choices: Choices, size: int, *, cubic: bool = False) -> Tensor:
+    """(N, C, H, W) to (N, C, size, size), bilinear or bicubic, with antialias."""
     top, left, h, w, flip = choices[:5]
     n, c, height, width = x.shape
-    if size >= max(height, width):  # no crop is larger than the view: two taps an axis, no antialias
+    if size >= max(height, width) and not cubic:  # no crop is larger than the view: two taps an axis, no antialias
         along = centres(left, w, size, flip) * (2 / width) - 1
         down = centres(top, h, size, torch.zeros_like(flip)) * (2 / height) - 1
         return sample(x, along, down)
-    rows = resampler(top, h, height, size, torch.zeros_like(flip))  # (N, size, H)
-    cols = resampler(left, w, width, size, flip)  # (N, size, W)
+    rows = resampler(top, h, height, size, torch.zeros_like(flip), cubic=cubic)  # (N, size, H)
+    cols = resampler(left, w, width, size, flip, cubic=cubic)  # (N, size, W)
     x = torch.bmm(rows, x.transpose(1, 2).reshape(n, height, c * width))  # (N, size, C*W)
     x = torch.bmm(x.view(n, size * c, width), cols.transpose(1, 2))  # (N, size*C, size)
-    return x.view(n, size, c, size).transpose(1, 2)  # (N, C, size, size)
+    x = x.view(n, size, c, size).transpose(1, 2)  # (N, C, size, size)
+    return x.clamp(0, 1) if cubic else x  # a cubic overshoots at edges; PIL's 8 bits cut that off
 
 
 def jitter(planes: list[Tensor], choices: Choices, used: Collection[str]) -> list[Tensor]:
@@ -136,21 +137,29 @@ def centres(start: Tensor, length: Tensor, size: int, reverse: Tensor) -> Tensor
     return start[:, None] + inside
 
 
-def resampler(start: Tensor, length: Tensor, source: int, size: int, reverse: Tensor) -> Tensor:
+def resampler(start: Tensor, length: Tensor, source: int, size: int, reverse: Tensor, *, cubic: bool) -> Tensor:
     """The matrices that cut [start, start + length) out of `source` pixels and resample it to `size`: (N, size, source).
 
-    Bilinear with antialias, as PIL and torchvision do it: a triangle as wide as the scale (at least one pixel) around
-    each output's centre, over the pixels *inside the crop* only, normalised. `reverse` flips the output.
+    With antialias, as PIL and torchvision do it: a triangle, or Keys' cubic (1981, a = -1/2), as wide as the scale (at
+    least one pixel) around each output's centre, over the pixels *inside the crop* only, normalised. `reverse` flips the
+    output.
     """
     out = torch.arange(size, device=start.device, dtype=start.dtype) + 0.5
     out = torch.where(reverse[:, None], size - out, out)  # (N, size)
     scale = (length / size)[:, None]
     centre = start[:, None] + out * scale
     pixel = torch.arange(source, device=start.device, dtype=start.dtype) + 0.5
-    weight = 1 - (pixel - centre[:, :, None]).abs() / scale.clamp(min=1)[:, :, None]
+    distance = (pixel - centre[:, :, None]).abs() / scale.clamp(min=1)[:, :, None]
     inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])  # (N, source)
-    weight = weight.clamp(min=0) * inside[:, None, :]
+    weight = (keys(distance) if cubic else (1 - distance).clamp(min=0)) * inside[:, None, :]
     return weight / weight.sum(2, keepdim=True)
+
+
+def keys(x: Tensor) -> Tensor:
+    """The cubic convolution kernel at distances x >= 0 (Keys 1981, eq. 4, a = -1/2): 0 from 2 on."""
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
 def blend(planes: list[Tensor], factor: Tensor, other: Tensor | None) -> list[Tensor]:

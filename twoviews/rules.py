@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ _p = Rule(float, 0, 1)
 _strength = Rule(float, 0, 10)
 _path = Rule(str, null=True)
 
+SEED_TABLES = ("first_seed", "first_seed_settings", "second_seed", "second_seed_short", "race")
 METHODS = tuple(sorted(f.stem for f in (Path(__file__).parent / "methods").glob("*.py") if f.stem not in ("__init__", "base")))
 
 RULES: dict[str, Rule] = {
@@ -97,6 +98,7 @@ RULES: dict[str, Rule] = {
     "backbone": Rule(str, choices=("resnet18", "resnet34", "resnet50", "thin16", "thin32")),
     "whiten_stem": Rule(bool),
     "train_on": Rule(str, choices=("train", "train+val")),
+    "train_size": Rule(int, 10, 100_000_000, null=True),
     "epochs": Rule(int, 1, 100_000),
     "batch_size": Rule(int, 2, 65_536),
     "drop_last": Rule(bool),
@@ -104,6 +106,7 @@ RULES: dict[str, Rule] = {
     "view_sizes": Rule(int, 8, 512, null=True, items=1),
     "crop_scale": Rule(float, 0, 1, above=True, items=2, pair=True),
     "crop_ratio": Rule(float, 0, 100, above=True, items=2, pair=True),
+    "interpolation": Rule(str, choices=("bilinear", "bicubic")),
     "flip_p": _p,
     "jitter_p": _p,
     "brightness": _strength,
@@ -136,7 +139,7 @@ RULES: dict[str, Rule] = {
     "nesterov": Rule(bool),
     "weight_decay": Rule(float, 0, 10),
     "decay_norms": Rule(bool),
-    "schedule": Rule(str, choices=("cosine", "constant")),
+    "schedule": Rule(str, choices=("cosine", "step", "constant")),
     "schedule_unit": Rule(str, choices=("step", "epoch")),
     "warmup_epochs": Rule(float, 0, 100_000),
     # once in a while, in epochs
@@ -144,7 +147,15 @@ RULES: dict[str, Rule] = {
     "checkpoint_every": Rule(float, 0, 100_000, above=True),
     "log_interval": Rule(float, 0, 100_000),
     # afterwards
-    "probes": Rule(str, choices=("fast", "knn", "linear"), words=True),
+    "probes": Rule(str, choices=("fast", "seeds", "knn", "knn_euclidean", "linear_precomp", "linear_augm", "linear_sgd"), words=True),
+    "solver": Rule(str, choices=("lbfgs", "adam", "sklearn"), null=True),
+    "protocol": Rule(str, choices=("second_seed", "second_seed_v2")),
+    "probe_epochs": Rule(int, 1, 100_000, null=True),
+    "probe_learning_rate": Rule(float, 0, 1000, above=True, null=True),
+    "probe_momentum": Rule(float, 0, 0.9999, null=True),
+    "probe_weight_decay": Rule(float, 0, 10, null=True),
+    "table": Rule(str, choices=SEED_TABLES, null=True),
+    "load_epoch": Rule(int, 1, 100_000, null=True),
     # the machine and the place
     "seed": Rule(int, 0, 2**32 - 1),
     "device": Rule(str, choices=("auto", "cpu", "cuda", "mps")),
@@ -159,6 +170,14 @@ RULES: dict[str, Rule] = {
     "run": Rule(str),
     "debug": Rule(bool),
     # `twoviews runs`
-    "view": Rule(str, choices=("list", "best", "compare")),
+    "view": Rule(str, choices=("list", "best", "compare", *SEED_TABLES)),
     "format": Rule(str, choices=("markdown", "csv", "latex")),
 }
+
+# Keys that mean something else to a verb: what `run=latest` must have, or anything.
+OF_VERB: dict[tuple[str, str], Rule] = {("evaluate", key): replace(RULES[key], null=True) for key in ("dataset", "backbone", "batch_size")}
+
+
+def rule(verb: str, key: str) -> Rule:
+    """What values a key takes in a verb."""
+    return OF_VERB.get((verb, key)) or RULES[key]

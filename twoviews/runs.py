@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import yaml
+
 from twoviews import checkpoint
 
 CONFIG, MANIFEST, METRICS, SUMMARY, BACKBONE, REPORT = (
@@ -96,11 +98,12 @@ def create(runs_dir: Path, name: str, config_yaml: str) -> Path:
     return path
 
 
-def find(run: str, runs_dir: Path) -> Path:
+def find(run: str, runs_dir: Path, **like: Any) -> Path:
     """The folder of a run.
 
     Args:
         run: a folder, a name under `runs_dir`, or `latest`: the newest run there that has a summary.
+        like: keys that its configuration must have: what `latest` looks for.
 
     Raises:
         ValueError: if there is none, with what there is.
@@ -108,12 +111,52 @@ def find(run: str, runs_dir: Path) -> Path:
     if run != "latest":
         for path in (Path(run), runs_dir / run):
             if (path / CONFIG).is_file():
+                other = [f"{key}={config(path).get(key)}, not {value}" for key, value in like.items() if config(path).get(key) != value]
+                if other:
+                    raise ValueError(f"run={run}: has {'; '.join(other)}: name a run without saying what it is like")
                 return path
         raise ValueError(f"run={run}: no run folder there{_listing(runs_dir)}")
-    done = [path for path in folders(runs_dir) if (path / SUMMARY).is_file()]
+    done = [path for path in folders(runs_dir) if (path / SUMMARY).is_file() and (path / BACKBONE).is_file()]
+    done.sort(key=lambda path: (path / BACKBONE).stat().st_mtime_ns)  # not the summary's time: reading out writes it again
+    fitting = [path for path in done if like.items() <= config(path).items()]
+    if fitting:
+        return fitting[-1]
     if not done:
         raise ValueError(f"run=latest: no finished run in {runs_dir}{_listing(runs_dir)}")
-    return max(done, key=lambda path: (path / SUMMARY).stat().st_mtime_ns)
+    there = [f"{path.name} ({', '.join(f'{key}={config(path).get(key)}' for key in like)})" for path in done[-5:]]
+    raise ValueError(
+        f"run=latest: no finished run in {runs_dir} with {', '.join(f'{key}={value}' for key, value in like.items())}; "
+        f"there is {'; '.join(there)}: choose one with run="
+    )
+
+
+def config(path: Path) -> dict[str, Any]:
+    """The resolved configuration of a run.
+
+    Raises:
+        ValueError: if it cannot be parsed.
+    """
+    try:
+        found = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path / CONFIG}: not YAML ({' '.join(str(error).split())[:100]})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path / CONFIG}: holds no keys: not a configuration")
+    return found
+
+
+def epoch_file(path: Path, epoch: int) -> Path:
+    """The weights that a run kept at the end of an epoch (`log_interval`).
+
+    Raises:
+        ValueError: if it kept none then, with those that there are.
+    """
+    found = path / f"epoch-{epoch}.safetensors"
+    if not found.is_file():
+        kept = sorted(int(file.stem.removeprefix("epoch-")) for file in path.glob("epoch-*.safetensors"))
+        there = f"it kept {', '.join(map(str, kept))}" if kept else "it kept none but the last: log_interval= sets how often"
+        raise ValueError(f"load_epoch={epoch}: {path} has no such epoch: {there}")
+    return found
 
 
 def folders(runs_dir: Path) -> list[Path]:
@@ -183,7 +226,8 @@ def _command(argv: list[str], typed: list[str]) -> str:
     program = Path(argv[0])
     name = program.parent.name if program.name == "__main__.py" else program.name.split()[0] if program.name else "python"
     here = [i for i, word in enumerate(typed) if i and Path(word).name in (name, program.name, f"-m{name}")]
-    return shlex.join([name, *typed[here[0] + 1 :]]) if here else name
+    command = ["python", name] if name.endswith(".py") else [name]
+    return shlex.join([*command, *typed[here[0] + 1 :]] if here else command)
 
 
 def _commit() -> str | None:

@@ -7,21 +7,19 @@ uint8    V views       h            z        scalar    params
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from twoviews import checkpoint, device, native, optim, runs
-from twoviews.build import Parts, backbone_bytes
+from twoviews import checkpoint, device, optim, runs
+from twoviews.build import Parts, backbone_bytes, views_on
 from twoviews.config import Config
 from twoviews.data.dataset import batch_rows, stratified
 from twoviews.parallel import StopFlag
 from twoviews.probes.diagnostics import SPREAD_FLOOR, rankme, spread
 from twoviews.probes.knn import knn
 from twoviews.progress import Clock, Progress
-from twoviews.views import Views
 
 FLUSH_EVERY = 50  # steps between two reads of the losses: each read waits for the device
 PREDICT_AT = 20  # steps after which the total time is predicted
@@ -42,7 +40,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
     steps = cfg.epochs * spe
     last = min(steps, cfg.max_steps or steps)
     probe_every, save_every, keep_every = (_in_steps(cfg[key], spe) for key in ("probe_every", "checkpoint_every", "log_interval"))
-    make_views = _views_on(machine, parts.views)
+    make_views = views_on(machine, parts.views)
     # On a CPU the convolutions are oneDNN's either way, and compiling around them gains nothing (docs/architecture.md).
     forward = torch.compile(method, dynamic=False, fullgraph=True) if machine.compile and machine.device.type == "cuda" else method
     start, clock = _restore(run, parts, last)
@@ -114,6 +112,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
     rows_logged = runs.metrics(run.path)
     summary = {
         "steps": last,
+        "planned_steps": steps,
         "sec_per_epoch": clock.epoch_seconds(spe),
         "seconds": round(clock.total, 3),
         "loss": sum(row["loss"] for row in rows_logged[-spe:]) / max(1, len(rows_logged[-spe:])),
@@ -121,22 +120,6 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
         "peak_bytes": device.peak_bytes(machine.device),
     }
     return 0, summary
-
-
-def views_by(machine: device.Machine) -> str:
-    """What makes the views on this machine: `C++`, `torch.compile` or `torch`. They differ by rounding, so the manifest keeps it."""
-    if not machine.compile:
-        return "torch"
-    if machine.device.type == "cpu":
-        return "C++" if native.library() is not None else "torch"
-    return "torch.compile"
-
-
-def _views_on(machine: device.Machine, views: Views) -> Callable[[Tensor, Tensor], list[Tensor]]:
-    by = views_by(machine)
-    if by == "torch.compile":
-        return torch.compile(views.__call__, dynamic=False, fullgraph=True)
-    return views.on_cpu if by == "C++" else views
 
 
 def _restore(run: runs.RunFolder, parts: Parts, last: int) -> tuple[int, Clock]:

@@ -82,6 +82,7 @@ class Views:
         view_sizes: side in pixels of each view, one entry a view; any number of views.
         crop_scale: smallest and largest area of the crop, as a fraction of the image's area, in (0, 1].
         crop_ratio: smallest and largest width / height of the crop, > 0.
+        interpolation: of the crop, `bilinear` or `bicubic`, both with antialias as PIL's.
         flip_p, jitter_p, grayscale_p, blur_p, solarize_p: probabilities in [0, 1].
         brightness, contrast, saturation: the factor is uniform in [max(0, 1 - a), 1 + a], a >= 0.
         hue: the shift is uniform in [-hue, hue] turns, hue in [0, 0.5].
@@ -100,6 +101,7 @@ class Views:
         view_sizes: Sequence[int],
         crop_scale: Sequence[float],
         crop_ratio: Sequence[float],
+        interpolation: str,
         flip_p: float,
         jitter_p: float,
         brightness: float,
@@ -133,6 +135,8 @@ class Views:
         ):
             if not 0 <= p <= 1:
                 raise ValueError(f"{name}: expected a probability in [0, 1], got {p}")
+        if interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"interpolation: expected bilinear or bicubic, got {interpolation!r}")
         if min(brightness, contrast, saturation) < 0 or not 0 <= hue <= 0.5:
             raise ValueError(f"jitter: expected strengths >= 0 and hue in [0, 0.5], got {brightness}, {contrast}, {saturation}, {hue}")
         if blur_kernel % 2 == 0 or blur_kernel < 1 or (blur_p > 0 and blur_kernel // 2 >= min(view_sizes)):
@@ -143,7 +147,7 @@ class Views:
             raise ValueError(f"mean and std: expected {channels} values each, std > 0, got {list(mean)}, {list(std)}")
         self.image_shape = image_shape
         self.view_sizes = tuple(view_sizes)
-        self.crop_scale, self.crop_ratio = tuple(crop_scale), tuple(crop_ratio)
+        self.crop_scale, self.crop_ratio, self.interpolation = tuple(crop_scale), tuple(crop_ratio), interpolation
         self.flip_p, self.jitter_p, self.grayscale_p, self.blur_p, self.solarize_p = (
             flip_p,
             jitter_p,
@@ -185,7 +189,15 @@ class Views:
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"views: expected images of shape (N, {', '.join(map(str, self.image_shape))}), got {tuple(images.shape)}")
         return [
-            native.view(images, self.choices(row).table(), size=size, blur_kernel=self.blur_kernel, mean=self.mean, std=self.std)
+            native.view(
+                images,
+                self.choices(row).table(),
+                size=size,
+                blur_kernel=self.blur_kernel,
+                cubic=self.interpolation == "bicubic",
+                mean=self.mean,
+                std=self.std,
+            )
             for row, size in zip(u, self.view_sizes, strict=True)
         ]
 
@@ -217,7 +229,7 @@ class Views:
 
     def _view(self, x: Tensor, choices: Choices, size: int) -> Tensor:
         # From here on C planes (N, size, size): all but the blur is pointwise in them, and a compiler makes one pass of it.
-        planes = list(crop_and_flip(x, choices, size).unbind(1))
+        planes = list(crop_and_flip(x, choices, size, cubic=self.interpolation == "bicubic").unbind(1))
         strengths = {"B": self.brightness, "C": self.contrast, "S": self.saturation, "H": self.hue}
         if self.jitter_p > 0:
             planes = jitter(planes, choices, used=[op for op, strength in strengths.items() if strength > 0])

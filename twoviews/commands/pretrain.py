@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 
-from twoviews import build, config, runs, train
+from twoviews import build, config, runs, tables, train
 from twoviews.commands import evaluate, report
 from twoviews.config import Config
 from twoviews.methods import METHODS
 from twoviews.probes import protocols
 
-FREE_ON_RESUME = ("resume", "max_steps", "debug", "runs_dir")  # all else decides the numbers
+FREE_ON_RESUME = ("resume", "max_steps", "debug", "runs_dir", "table")  # all else decides the numbers
 FROM_MANIFEST = (
     "device",
     "threads",
@@ -37,18 +37,11 @@ def pretrain(recipe: str, **overrides: Any) -> Path:
         ValueError: if a key or value is refused.
         InterruptedError: if a signal stopped the run; `resume=` goes on from its checkpoint.
     """
-    cfg = config.load("pretrain", [f"recipe={recipe}", *(_word(key, value) for key, value in overrides.items())])
+    cfg = config.load("pretrain", [f"recipe={recipe}", *(config.word(key, value) for key, value in overrides.items())])
     path, code = _pretrain(cfg)
     if code:
         raise InterruptedError(f"stopped by signal {code - 128}: pretrain({recipe!r}, resume={str(path)!r}) goes on")
     return path
-
-
-def _word(key: str, value: Any) -> str:
-    """`key=value` as it is typed: in quotes where a comma would mean several runs."""
-    if value is None or isinstance(value, bool):
-        return f"{key}={str(value).lower() if value is not None else 'null'}"
-    return f"{key}='{value}'" if isinstance(value, str) and "," in value and key not in config.PATH_KEYS else f"{key}={value}"
 
 
 def run(cfg: Config) -> int:
@@ -61,18 +54,18 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
     if cfg.resume:
         path = runs.find(cfg.resume, Path(cfg.runs_dir))
         cfg = _resumed(cfg, path)
-        probes = protocols.parse(cfg.probes)
+        probes = protocols.parse(cfg.probes, cfg.solver)
         parts = build.build(cfg)
         seen = runs.read_json(path, runs.MANIFEST).get("data_digest")
         if seen != parts.dataset.digest:
             raise ValueError(f"resume={path}: the data differ from the run's (digest {parts.dataset.digest[:12]}, then {str(seen)[:12]})")
-        by, then = train.views_by(parts.machine), runs.read_json(path, runs.MANIFEST).get("views_by")
+        by, then = build.views_by(parts.machine), runs.read_json(path, runs.MANIFEST).get("views_by")
         if by != then:
             raise ValueError(
                 f"resume={path}: {by} makes the views here, {then} did then: a run goes on bit for bit on the machine it began on"
             )
     else:
-        probes = protocols.parse(cfg.probes)
+        probes = protocols.parse(cfg.probes, cfg.solver)
         parts = build.build(cfg)  # before the folder: what is refused leaves nothing behind
         name = f"{cfg.recipe}-{cfg.dataset}-{cfg.backbone}"
         path = runs.create(Path(cfg.runs_dir), name, yaml.safe_dump(dict(cfg), sort_keys=False))
@@ -84,7 +77,7 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
         if code:
             return path, code
         folder.write(runs.BACKBONE, build.backbone_bytes(cfg, parts))
-        rows = evaluate.read_outs(cfg, parts, probes)
+        rows = evaluate.read_outs(cfg, parts, probes, seed=cfg.seed)
         summary = {
             "recipe": cfg.recipe,
             "method": cfg.method,
@@ -105,12 +98,14 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
         seconds = trained["seconds"]
         print(f"\ntraining {seconds:.0f} s at {trained['views_per_s']:,.0f} views/s; everything {summary['wall_seconds']:.0f} s; {path}")
         report.write(folder, parts)
+        if cfg.table:
+            print(f"\n{tables.markdown(tables.TABLES[cfg.table]([(summary, cfg)]))}")
     return path, 0
 
 
 def _resumed(cfg: Config, path: Path) -> Config:
     """The run's own configuration; what the command line says must not contradict it."""
-    stored = yaml.safe_load((path / runs.CONFIG).read_text(encoding="utf-8"))
+    stored = runs.config(path)
     changed = [
         f"{key}: {stored.get(key)} in the run, {cfg[key]} asked"
         for key in cfg.given
@@ -137,7 +132,7 @@ def _manifest(cfg: Config, parts: build.Parts) -> dict[str, Any]:
         threads=machine.threads,
         precision=machine.precision,
         compile=machine.compile,
-        views_by=train.views_by(machine),
+        views_by=build.views_by(machine),
         data=parts.dataset.title,
         data_digest=parts.dataset.digest,
         peak_learning_rate=parts.peak_rate,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from twoviews import build, runs
@@ -26,7 +25,7 @@ def run(cfg: Config) -> int:
     path = runs.find(cfg.run, Path(cfg.runs_dir))
     if not (path / runs.SUMMARY).is_file():
         raise ValueError(f"run={path}: not finished: twoviews pretrain resume={path} goes on")
-    stored = yaml.safe_load((path / runs.CONFIG).read_text(encoding="utf-8"))
+    stored = runs.config(path)
     with runs.RunFolder(path) as folder:
         here = {
             "data_dir": cfg.data_dir or stored["data_dir"],
@@ -71,8 +70,8 @@ def write(folder: runs.RunFolder, parts: build.Parts) -> None:
 
 def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     cells = {(protocols.protocol(row), row["of"]): row for row in summary["readouts"]}
-    names = dict.fromkeys(name for name, _ in cells)
     kinds = ("raw_pixels", "untrained", "trained")
+    names = dict.fromkeys(name for name, of in cells if of in kinds)
     return [
         {"protocol": name} | {of: f"{100 * cells[name, of]['accuracy']:.1f}" if (name, of) in cells else "" for of in kinds}
         for name in names
@@ -133,7 +132,7 @@ def _knn_curve(metrics: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
         )
     for of, style in (("raw_pixels", ":"), ("untrained", "--"), ("trained", "-")):
         for row in summary["readouts"]:
-            if row["of"] == of and row["probe"] == "knn" and row["k"] == 10:
+            if row["of"] == of and row["probe"] == "knn" and (row["k"], row["metric"]) == (10, "cosine"):
                 axes.axhline(
                     100 * row["accuracy"],
                     color=INK,

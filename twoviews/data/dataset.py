@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -64,19 +64,28 @@ class Dataset:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {name!r}")
 
 
-def load(name: str, data_dir: str | None) -> Dataset:
+def load(name: str, data_dir: str | None, train_size: int | None = None) -> Dataset:
     """Read a data set by name.
 
     Args:
         name: a key of `data.READERS`.
         data_dir: where it lies, or None for its own place.
+        train_size: keep so many of the training images, every class by its share, always the same ones; None: all. What is left
+            is all that training and read-outs see, and the title says so.
 
     Raises:
-        ValueError: from the reader: what was expected, what was found.
+        ValueError: from the reader: what was expected, what was found; or if there are not so many images.
     """
     if name not in READERS:
         raise ValueError(f"dataset: expected one of {', '.join(READERS)}, got {name!r}")
     arrays = READERS[name](data_dir)
+    if train_size is not None:
+        there = len(arrays.train_labels)
+        if train_size > there:
+            raise ValueError(f"train_size={train_size}: {arrays.title} has {there} training images: choose at most that")
+        rows = stratified(arrays.train_labels, train_size, seed=2)  # val takes seed 0, a tuning run's own val seed 1
+        title = f"{arrays.title}, {train_size:,} of {there:,} training images"
+        arrays = replace(arrays, title=title, train_images=arrays.train_images[rows], train_labels=arrays.train_labels[rows])
     mean, std = _moments(arrays.train_images)
     return Dataset(
         title=arrays.title,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -43,28 +43,34 @@ def embed(
     Raises:
         ValueError: if a feature is NaN or infinite.
     """
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
     parameter = next(module.parameters(), None)
     dtype = parameter.dtype if parameter is not None else torch.float32
     shift = torch.tensor(mean, dtype=dtype, device=device).view(-1, 1, 1)
     scale = torch.tensor(std, dtype=dtype, device=device).view(-1, 1, 1)
     out = []
-    try:
-        with Progress(name, len(images), "images") as bar:
-            for chunk in torch.split(images, CHUNK):
-                x = ((chunk.to(device).to(dtype) / 255 - shift) / scale).contiguous(memory_format=torch.channels_last)
-                with autocast():
-                    h = module(x)
-                out.append(h.float().cpu())
-                bar.add(len(chunk))
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    with frozen(module), Progress(name, len(images), "images") as bar:
+        for chunk in torch.split(images, CHUNK):
+            x = ((chunk.to(device).to(dtype) / 255 - shift) / scale).contiguous(memory_format=torch.channels_last)
+            with autocast():
+                h = module(x)
+            out.append(h.float().cpu())
+            bar.add(len(chunk))
     features = torch.cat(out)
     if not torch.isfinite(features).all():
         raise ValueError(f"{name}: {int((~torch.isfinite(features)).any(1).sum())} of {len(features)} images have NaN or infinite features")
     return features
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """The module in eval mode, and back: BatchNorm uses its running statistics and does not move them."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def pixels(images: Tensor) -> Tensor:

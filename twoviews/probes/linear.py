@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +26,7 @@ class Linear:
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
         """Share of rows in [0, 1] whose largest logit is their label."""
-        return (F.linear(features, self.weight, self.bias).argmax(1) == labels).float().mean().item()
+        return (F.linear(features.to(self.weight.dtype), self.weight, self.bias).argmax(1) == labels).float().mean().item()
 
 
 def linear(
@@ -63,6 +65,35 @@ def linear(
         solved = both.solve(chosen)
         bar.add()
         return both.probe(solved), chosen
+
+
+def saga(features: Tensor, labels: Tensor) -> tuple[Linear, int]:
+    """scikit-learn's logistic regression without penalty, by SAGA with its own defaults, as the second seed calls it.
+
+    Its 100 passes over the data end, as a rule, before it has converged; the caller prints how many it took.
+
+    Args:
+        features, labels: (N, D) and (N,) with at least two classes.
+
+    Returns:
+        (the probe, passes over the data).
+
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=math.inf, solver="saga", random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of passes says it
+        model.fit(features.numpy(), labels.numpy())
+    weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
+    if len(model.classes_) == 2:  # one logit, of the second class against the first
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    rows = int(labels.max()) + 1
+    whole = torch.zeros(rows, features.shape[1], dtype=features.dtype), torch.full((rows,), -math.inf, dtype=features.dtype)
+    seen = torch.from_numpy(model.classes_)
+    whole[0][seen], whole[1][seen] = weight.to(features.dtype), bias.to(features.dtype)  # a class without rows is never predicted
+    return Linear(*whole), int(model.n_iter_.max())
 
 
 class Problem:

@@ -1,0 +1,8 @@
+"""SimCLR on CIFAR-10, the first seed's recipe: `python simclr.py backbone=resnet18`; keys: simclr_config.yml."""
+
+import sys
+
+from twoviews.cli import script
+
+if __name__ == "__main__":
+    sys.exit(script(__file__))

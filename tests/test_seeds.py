@@ -1,0 +1,313 @@
+"""The seeds' own commands, word for word: their files, their keys, the runs that they make and find."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny as small
+import yaml
+
+from twoviews import config, runs, seeds
+from twoviews.cli import script
+from twoviews.commands import report
+from twoviews.rules import RULES
+
+ROOT = Path(__file__).parent.parent
+# Every key of the two seeds' configurations.
+SIMCLR = {"projection_dim", "temperature"}
+MOCO = {"moco_dim", "moco_k", "moco_m", "moco_t"}
+BOTH = {
+    *("backbone", "batch_size", "epochs", "seed", "log_interval", "dataset", "data_dir", "workers", "optimizer", "learning_rate"),
+    *("min_learning_rate", "momentum", "weight_decay", "finetune_epochs", "finetune_learning_rate", "finetune_momentum"),
+    *("finetune_weight_decay", "load_epoch"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than a tiny run."""
+    monkeypatch.setattr(report, "write", lambda folder, parts: None)
+
+
+def run(name: str, *argv: str) -> int:
+    return script(str(ROOT / name), argv)
+
+
+def small_words(data: Path, tmp_path: Path, *more: str) -> list[str]:
+    """Of a run that takes seconds."""
+    words = [
+        "dataset=fashion_mnist",
+        f"data_dir={data}",
+        "backbone=thin16",
+        "batch_size=64",
+        "epochs=1",
+        "max_steps=2",
+        "finetune_epochs=1",
+    ]
+    words += ["threads=1", "compile=false", "precision=fp32", "device=cpu", f"runs_dir={tmp_path / 'runs'}"]
+    keys = {word.partition("=")[0] for word in more}
+    return [word for word in words if word.partition("=")[0] not in keys] + list(more)
+
+
+def refused(capsys: pytest.CaptureFixture[str], name: str, *argv: str) -> str:
+    capsys.readouterr()
+    assert run(name, *argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("twoviews: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def cells(out: str, column: str) -> list[str]:
+    """The cells of a column in the last Markdown table that was printed."""
+    table = [[cell.strip() for cell in line.strip("| ").split("|")] for line in re.findall(r"^\|.*\|$", out.split("\n\n")[-1], flags=re.M)]
+    return [row[table[0].index(column)] for row in table[2:]]
+
+
+# ---- files and words ----
+
+
+def test_both_files_hold_every_key_of_the_seeds() -> None:
+    assert set(yaml.safe_load((ROOT / "simclr_config.yml").read_text())) == BOTH | SIMCLR
+    assert set(yaml.safe_load((ROOT / "moco_config.yml").read_text())) == BOTH | MOCO
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "decay", "temperature", "batch", "nesterov"),
+    [
+        ("simclr.py", 0.6, 1e-6, 0.5, 512, True),
+        ("moco.py", 0.03, 1e-4, 0.2, 256, True),
+        ("simclr-cifar10.py", 0.12, 5e-4, 0.5, 1024, False),
+    ],
+)
+def test_without_words_a_command_is_its_readme(
+    name: str, rate: float, decay: float, temperature: float, batch: int, nesterov: bool
+) -> None:
+    verb, words, _ = seeds.words(ROOT / name, [])
+    cfg = config.load(verb, words)
+    card = config.load("pretrain", [f"recipe={cfg.recipe}"])
+    assert {key for key in card if cfg[key] != card[key]} <= {"table", "probes", "solver"}, "the file and the card say the same"
+    assert (cfg.base_learning_rate * cfg.batch_size / 256, cfg.learning_rate) == (pytest.approx(rate), None)
+    assert (cfg.weight_decay, cfg.temperature, cfg.batch_size, cfg.nesterov) == (decay, temperature, batch, nesterov)
+    assert (cfg.dataset, cfg.backbone, cfg.epochs, cfg.out_dim, cfg.momentum) == ("cifar10", "resnet18", 1000, 128, 0.9)
+    assert cfg.min_learning_rate == (0.0 if name == "simclr-cifar10.py" else 0.001)
+    if name == "moco.py":
+        assert (cfg.queue_size, cfg.ema_decay) == (8192, 0.999)
+
+
+def test_linear_evaluation_without_words_is_its_readme() -> None:
+    verb, words, _ = seeds.words(ROOT / "simclr_lin.py", ["backbone=resnet18"])
+    cfg = config.load(verb, words)
+    assert (verb, cfg.probes, cfg.run, cfg.dataset, cfg.backbone, cfg.batch_size) == (
+        *("evaluate", "linear_sgd", "latest", "cifar10", "resnet18", 512),
+    )
+    assert (cfg.probe_epochs, cfg.probe_learning_rate, cfg.probe_momentum, cfg.probe_weight_decay) == (100, None, 0.9, 0.0)
+
+
+def test_the_readmes_moco_command_reaches_our_keys() -> None:
+    verb, words, typed = seeds.words(ROOT / "moco.py", ["backbone=resnet18", "batch_size=256", "moco_k=4096", "moco_t=0.2"])
+    cfg = config.load(verb, words, typed)
+    assert (cfg.recipe, cfg.queue_size, cfg.temperature, cfg.batch_size) == ("moco", 4096, 0.2, 256)
+
+
+@pytest.mark.parametrize(("name", "key", "value"), [("moco.py", "hidden_dims", [2048]), ("simclr-cifar10.py", "batch_size", 512)])
+def test_resnet50_gets_what_its_seed_gave_it(name: str, key: str, value: object) -> None:
+    verb, words, _ = seeds.words(ROOT / name, ["backbone=resnet50"])
+    assert config.load(verb, words)[key] == value
+    verb, words, _ = seeds.words(ROOT / name, ["backbone=resnet50", f"{key}={64 if key == 'batch_size' else [64]}"])
+    assert config.load(verb, words)[key] in (64, [64])
+
+
+def test_every_name_leads_to_a_key_that_exists() -> None:
+    assert set(seeds.NAMES.values()) <= set(RULES)
+    assert {path.name for path in ROOT.glob("*.py")} == set(seeds.SCRIPTS)
+
+
+def test_typed_words_win_over_the_file(tmp_path: Path) -> None:
+    for name in ("simclr.py", "simclr_config.yml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    file = tmp_path / "simclr_config.yml"
+    file.write_text(file.read_text().replace("temperature: 0.5", "temperature: 0.7").replace("epochs: 1000", "epochs: 9"))
+    verb, words, _ = seeds.words(tmp_path / "simclr.py", ["temperature=0.9"])
+    cfg = config.load(verb, words)
+    assert (cfg.temperature, cfg.epochs) == (0.9, 9)
+
+
+def test_workers_and_what_another_script_reads_are_accepted_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    seeds.words(ROOT / "simclr.py", ["workers=16", "finetune_epochs=3"])
+    seeds.words(ROOT / "simclr_lin.py", ["epochs=3"])
+    out = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in out] == ["workers", "finetune_epochs", "epochs"]
+
+
+# ---- what cannot run ----
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "says"),
+    [
+        ("moco.py", "moco_kk=4096", "did you mean moco_k?"),
+        ("simclr.py", "projection_dm=64", "did you mean projection_dim?"),
+        ("simclr.py", "finetune_epoch=1", "did you mean finetune_epochs?"),
+        ("moco.py", "moco_k=0", "moco_k=0: queue_size expects an integer in [1, 1e+07]"),
+        ("moco.py", "moco_t=-1", "moco_t=-1: temperature expects"),
+        ("simclr.py", "finetune_epochs=none", "finetune_epochs=none: probe_epochs expects"),
+        ("simclr_lin.py", "epochs=0", "epochs=0: epochs expects"),
+        ("simclr_lin.py", "load_epoch=x", "load_epoch=x: load_epoch expects"),
+        ("simclr.py", "moco_k=4096", "moco_k=4096: pretrain with recipe=simclr has no key 'queue_size'"),
+        ("simclr.py", "+epochs=1", "keys are changed with key=value"),
+        ("simclr.py", "epochs", "expected key=value"),
+        ("simclr-cifar10.py", "seed=0,1", "several values need --multirun"),
+    ],
+)
+def test_a_wrong_word_is_refused_in_the_users_own_words(capsys: pytest.CaptureFixture[str], name: str, word: str, says: str) -> None:
+    assert says in refused(capsys, name, word)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("epoch: 3\n", "simclr_config.yml: no such key 'epoch': did you mean epochs?"),
+        ("epochs: many\n", "simclr_config.yml: epochs=many: epochs expects an integer"),
+        ("[1, 2]\n", "holds no keys"),
+        ("a: b: c\n", "not YAML"),
+        (None, "no such file"),
+    ],
+)
+def test_a_wrong_file_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | None, says: str) -> None:
+    if text is not None:
+        (tmp_path / "simclr_config.yml").write_text(text)
+    capsys.readouterr()
+    assert script(str(tmp_path / "simclr.py"), []) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_without_the_packages_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else object())
+    assert "has no torch: make demo sets up .venv: then .venv/bin/python simclr.py" in refused(capsys, "simclr.py")
+
+
+def test_help_shows_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("moco.py", "--help") == 0
+    out = capsys.readouterr().out
+    assert (ROOT / "moco_config.yml").read_text() in out
+    assert "twoviews pretrain recipe=moco" in out
+
+
+# ---- the commands ----
+
+
+def test_a_real_command_runs_from_the_checkout_and_remembers_how_it_was_typed(data: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "simclr.py", *small_words(data, tmp_path, "probes=knn")],
+        cwd=ROOT,
+        env=small.environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert cells(done.stdout, "Backbone") == ["thin16"]
+    manifest = json.loads((small.only_run(tmp_path / "runs") / "manifest.json").read_text())
+    assert manifest["command"].startswith("python simclr.py dataset=fashion_mnist data_dir=")
+
+
+def test_the_first_seeds_commands_end_with_its_table_row(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+    assert run("simclr.py", *small_words(data, tmp_path)) == 0
+    out = capsys.readouterr().out
+    assert (cells(out, "Batch Size"), cells(out, "Evaluation"), cells(out, "Projection Dim")) == (
+        ["64"],
+        ["linear_precomp (frozen)"],
+        ["128"],
+    )
+    assert run("moco.py", *small_words(data, tmp_path, "moco_k=128", "batch_size=32")) == 0
+    assert cells(capsys.readouterr().out, "Recipe") == ["moco"]
+    for batch, method in ((64, "simclr"), (32, "moco")):  # whatever the method, and not the newest of all
+        assert run("simclr_lin.py", *small_words(data, tmp_path, f"batch_size={batch}", "max_steps=3")) == 0
+        out = capsys.readouterr().out
+        folder = re.search(r"the newest finished run with .*batch_size=\d+: (\S+) \((\w+), 1 epochs\)", out)
+        assert folder is not None
+        assert folder[2] == method
+        assert cells(out, "Evaluation") == ["linear_sgd (frozen)"]
+        (row,) = [row for row in small.summary(Path(folder[1]))["readouts"] if row["probe"] == "linear_sgd"]
+        expected = {"of": "trained", "optimizer": "sgd", "learning_rate": 0.1 * batch / 256, "epochs": 1, "batch_size": batch, "steps": 3}
+        assert expected.items() <= row.items()
+        assert cells(out, "Test Acc") == [f"{100 * row['accuracy']:.1f}"]
+
+
+def test_the_second_seeds_command_ends_with_its_row_of_every_read_out(
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> None:
+    assert run("simclr-cifar10.py", *small_words(data, tmp_path)) == 0
+    out = capsys.readouterr().out
+    readouts = small.summary(small.only_run(tmp_path / "runs"))["readouts"]
+    trained = [row for row in readouts if row["of"] == "trained"]
+    assert {(row["probe"], row.get("metric"), row.get("solver")) for row in trained} == {
+        ("knn", "cosine", None),
+        ("knn", "euclidean", None),
+        ("linear_precomp", None, "adam"),
+        ("linear_augm", None, None),
+    }
+    for column, wanted in (
+        ("kNN k=5", {"probe": "knn", "k": 5, "metric": "cosine"}),
+        ("kNN k=10", {"probe": "knn", "k": 10, "metric": "cosine"}),
+        ("lin precomp", {"probe": "linear_precomp"}),
+        ("lin augm", {"probe": "linear_augm"}),
+    ):
+        (accuracy,) = [row["accuracy"] for row in trained if wanted.items() <= row.items()]
+        assert cells(out, column) == [f"{100 * accuracy:.1f}"], column
+    assert cells(out, "Batch") == ["64"]
+
+
+def test_linear_evaluation_says_what_there_is_when_nothing_fits(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+    lin = ["max_steps=1", "finetune_epochs=1"]
+    assert "no finished run" in refused(capsys, "simclr_lin.py", *small_words(data, tmp_path, *lin))
+    assert run("simclr.py", *small_words(data, tmp_path, "probes=knn")) == 0
+    said = refused(capsys, "simclr_lin.py", *small_words(data, tmp_path, "batch_size=32", *lin))
+    path = small.only_run(tmp_path / "runs")
+    assert f"{path.name} (dataset=fashion_mnist, backbone=thin16, batch_size=64)" in said
+    assert "with dataset=fashion_mnist, backbone=thin16, batch_size=32" in said
+
+
+def test_run_and_load_epoch_choose(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+    words = small_words(data, tmp_path, "epochs=2", "max_steps=10", "log_interval=1", "probes=knn")
+    assert run("simclr.py", *words) == 0
+    path = small.only_run(tmp_path / "runs")
+    lin = [word for word in small_words(data, tmp_path, "max_steps=1", f"run={path.name}") if not word.startswith(("batch", "backbone"))]
+    assert run("simclr_lin.py", *lin) == 0, "a named run need not be like the file's defaults"
+    assert run("simclr_lin.py", *lin, "load_epoch=1") == 0
+    capsys.readouterr()
+    assert "load_epoch=7" in refused(capsys, "simclr_lin.py", *lin, "load_epoch=7")
+    assert "it kept 1, 2" in refused(capsys, "simclr_lin.py", *lin, "load_epoch=7")
+    assert "has batch_size=64, not 32" in refused(capsys, "simclr_lin.py", *lin, "batch_size=32")
+    rows = [row for row in small.summary(path)["readouts"] if row["probe"] == "linear_sgd"]
+    assert [row["of"] for row in rows] == ["trained", "epoch_1"]
+    assert (path / "epoch-1.safetensors").read_bytes() != (path / runs.BACKBONE).read_bytes()
+    assert (path / "epoch-2.safetensors").read_bytes() == (path / runs.BACKBONE).read_bytes()
+
+
+def test_latest_is_the_run_that_was_trained_last_not_the_one_read_out_last(tmp_path: Path) -> None:
+    for i, name in enumerate(("old", "new")):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in (runs.CONFIG, runs.SUMMARY, runs.BACKBONE):
+            (folder / file).write_text("{}" if file != runs.CONFIG else "dataset: cifar10\n")
+            os.utime(folder / file, (1000 + i, 1000 + i))
+    os.utime(tmp_path / "old" / runs.SUMMARY, (2000, 2000))
+    assert runs.find("latest", tmp_path).name == "new"
+    assert runs.find("latest", tmp_path, dataset="cifar10").name == "new"
+
+
+def test_several_seeds_in_one_command(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+    assert run("simclr.py", *small_words(data, tmp_path, "max_steps=1", "probes=knn"), "seed=0,1", "--multirun") == 0
+    found = runs.folders(tmp_path / "runs")
+    assert [small.summary(path)["seed"] for path in found] == [0, 1]

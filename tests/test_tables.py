@@ -1,0 +1,161 @@
+"""The seeds' five tables from runs of three seeds: their columns, in their order, with means and deviations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from twoviews import checkpoint, config, runs, tables
+from twoviews.cli import main
+from twoviews.rules import SEED_TABLES
+
+FIRST = ["Evaluation", "Batch Size", "Backbone", "Projection Dim", "Training Epochs", "Memory", "Training Time / Epoch", "Test Acc"]
+COLUMNS = {  # as the two READMEs have them
+    "first_seed": [*FIRST, "Test Acc in Paper"],
+    "first_seed_settings": ["Optimization", "Initial LR", "Optimizer", "LR Adjustment", "Weight Decay", "Momentum", "Temperature"],
+    "second_seed": ["Backbone", "Batch", "Sec/epoch", "Loss/batch", "kNN k=5", "kNN k=10", "lin precomp", "lin augm"],
+    "second_seed_short": ["Epochs", "LR", "Time", "Loss/batch", "kNN k=5", "kNN k=10", "lin precomp", "lin augm"],
+    "race": ["Backbone", "Batch", "Epochs", "Time", "Loss/batch", "kNN k=10"],
+}
+SGD = {"optimizer": "sgd", "learning_rate": 0.2, "epochs": 100, "batch_size": 512, "weight_decay": 0.0, "momentum": 0.9, "floor": 0.001}
+
+
+def rows(of: str, accuracy: float, split: str = "test") -> list[dict[str, Any]]:
+    shared = {"of": of, "features": "h", "split": split}
+    knn = [
+        {
+            **shared,
+            "probe": "knn",
+            "k": k,
+            "metric": m,
+            "weights": "uniform",
+            "accuracy": accuracy - 0.01 * (k == 5) - 0.03 * (m != "cosine"),
+        }
+        for m in ("euclidean", "cosine")
+        for k in (5, 10)
+    ]
+    return [
+        *knn,
+        {**shared, "probe": "linear_precomp", "solver": "lbfgs", "weight_decay": 1e-3, "accuracy": accuracy + 0.01},
+        {**shared, "probe": "linear_precomp", "solver": "adam", **SGD, "accuracy": accuracy + 0.02},
+        {**shared, "probe": "linear_augm", **SGD, "accuracy": accuracy + 0.03},
+        {**shared, "probe": "linear_sgd", **SGD, "accuracy": accuracy + 0.04},
+    ]
+
+
+def run(recipe: str, seed: int, accuracy: float, **changes: Any) -> tables.Run:
+    """A finished run as its two files have it."""
+    cfg = config.load("pretrain", [f"recipe={recipe}", f"seed={seed}"])
+    summary = {
+        "recipe": recipe,
+        "method": cfg.method,
+        "uses_labels": False,
+        "dataset": "CIFAR-10 (JPEG copy)",
+        "backbone": cfg.backbone,
+        "seed": seed,
+        "epochs": cfg.epochs,
+        "batch_size": cfg.batch_size,
+        "peak_learning_rate": cfg.learning_rate or cfg.base_learning_rate * cfg.batch_size / 256,
+        "train": {
+            "steps": 1000,
+            "planned_steps": 1000,
+            "seconds": 600.0 + 60 * seed,
+            "sec_per_epoch": 30.0 + seed,
+            "loss": 5.0 + seed / 100,
+            "peak_bytes": 2**30 * (seed + 1),
+            "views_per_s": 1.0,
+        },
+        "readouts": rows("raw_pixels", 0.2) + rows("untrained", 0.3) + rows("trained", accuracy),
+    }
+    return {**summary, **changes}, dict(cfg)
+
+
+THREE = [run("simclr_cifar10", seed, 0.80 + 0.01 * seed) for seed in range(3)]
+
+
+def test_the_tables_are_the_seeds() -> None:
+    assert tuple(tables.TABLES) == SEED_TABLES == tuple(COLUMNS)
+
+
+@pytest.mark.parametrize("name", SEED_TABLES)
+def test_a_table_opens_with_the_seeds_columns_and_says_which_pixels(name: str) -> None:
+    row = tables.TABLES[name](THREE)[0]
+    assert list(row)[: len(COLUMNS[name])] == COLUMNS[name]
+    assert (row["Data"], row["Seeds"], row["Recipe"]) == ("CIFAR-10 (JPEG copy)", "3", "simclr_cifar10")
+
+
+def test_seeds_of_one_configuration_are_one_row_of_means() -> None:
+    (row,) = tables.second_seed([*THREE[1:], THREE[0]])
+    shown = [row[column] for column in COLUMNS["second_seed"]]
+    assert shown == ["resnet18", "1024", "31.0 ± 1.0", "5.01 ± 0.01", "80.0 ± 1.0", "81.0 ± 1.0", "83.0 ± 1.0", "84.0 ± 1.0"]
+    (short,) = tables.second_seed_short(THREE)
+    assert [short[c] for c in ("Epochs", "LR", "Time", "kNN k=10")] == ["1000", "0.03", "11.0 ± 1.0 min", "81.0 ± 1.0"]
+    (race,) = tables.race(THREE)
+    assert [race[c] for c in ("Time", "kNN k=10")] == ["11.0 ± 1.0 min", "81.0 ± 1.0"]
+
+
+def test_runs_that_differ_in_more_than_the_seed_stand_apart() -> None:
+    cold = run("simclr_cifar10", 1, 0.5)
+    cold[1]["temperature"] = 0.1
+    assert [row["Seeds"] for row in tables.race([*THREE, cold])] == ["3", "1"]
+    placed = run("simclr_cifar10", 3, 0.83)
+    placed[1].update(runs_dir="elsewhere", threads=7, probes="seeds")
+    assert [row["Seeds"] for row in tables.race([*THREE, placed])] == ["4"]
+
+
+def test_the_first_seeds_row_has_its_own_read_out_where_there_is_one_and_the_nearest_where_not() -> None:
+    summary, cfg = run("simclr", 0, 0.8)
+    (row,) = tables.first_seed([(summary, cfg)])
+    assert [row[c] for c in FIRST] == ["linear_sgd (frozen)", "512", "resnet18", "128", "1000", "1.0G", "30.0 s", "84.0"]
+    assert row["Test Acc in Paper"] == "-"
+    for probe, name in (("linear_sgd", "linear_augm"), ("linear_augm", "linear_precomp"), ("linear_precomp", "kNN k=10, cosine")):
+        summary["readouts"] = [r for r in summary["readouts"] if r["probe"] != probe]
+        assert tables.first_seed([(summary, cfg)])[0]["Evaluation"] == f"{name} (frozen)"
+    assert tables.first_seed([({**summary, "readouts": []}, cfg)])[0]["Test Acc"] == ""
+
+
+def test_only_the_papers_own_setting_is_set_beside_the_paper() -> None:
+    summary, cfg = run("simclr", 0, 0.8, backbone="resnet50")
+    assert tables.first_seed([(summary, cfg)])[0]["Test Acc in Paper"] == "~93.5"
+
+
+def test_the_settings_are_the_first_seeds() -> None:
+    training, linear = tables.first_seed_settings([run("simclr", 0, 0.8)])
+    assert [training[c] for c in COLUMNS["first_seed_settings"]] == [
+        *("SimCLR Training", "0.6 (0.3 * batch_size / 256)", "SGD", "Cosine Annealing (to min lr = 0.001)", "1e-06", "0.9", "0.5"),
+    ]
+    assert [linear[c] for c in COLUMNS["first_seed_settings"]] == [
+        *("Linear, backbone frozen", "0.2", "SGD", "Cosine Annealing (to min lr = 0.001)", "0", "0.9", "-"),
+    ]
+
+
+def test_what_is_missing_is_blank_and_what_is_not_comparable_is_marked() -> None:
+    summary, cfg = run("simclr_cifar10", 0, 0.8)
+    summary["readouts"] = [r for r in summary["readouts"] if r.get("solver") != "adam" and r["probe"] != "linear_augm"]
+    (row,) = tables.second_seed([(summary, cfg)])
+    assert (row["lin precomp"], row["lin augm"]) == ("81.0 (L-BFGS)", "")
+    tuned = run("simclr_cifar10", 0, 0.8, readouts=rows("trained", 0.8, split="val"), uses_labels=True)
+    (row,) = tables.race([tuned])
+    assert (row["Data"], row["Recipe"]) == ("CIFAR-10 (JPEG copy), val", "simclr_cifar10 (uses labels)")
+    cut = run("simclr_cifar10", 0, 0.8)
+    cut[0]["train"]["steps"] = 60
+    assert tables.race([cut])[0]["Epochs"] == "1000 (cut at step 60 of 1000)"
+
+
+@pytest.mark.parametrize("name", SEED_TABLES)
+def test_the_verb_prints_each_table(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
+    for i, (summary, cfg) in enumerate(THREE):
+        path = tmp_path / f"run{i}"
+        path.mkdir()
+        (path / runs.CONFIG).write_text(yaml.safe_dump(cfg))
+        checkpoint.write_atomic(path / runs.SUMMARY, json.dumps(summary).encode())
+    assert main(["runs", name, f"runs_dir={tmp_path}"]) == 0
+    head, _, *body = capsys.readouterr().out.strip().splitlines()
+    assert [cell.strip() for cell in head.strip("|").split("|")][: len(COLUMNS[name])] == COLUMNS[name]
+    assert len(body) == (2 if name == "first_seed_settings" else 1)
+    assert main(["runs", name, f"runs_dir={tmp_path}", "format=latex"]) == 0
+    assert r"\toprule" in capsys.readouterr().out

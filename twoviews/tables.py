@@ -1,0 +1,264 @@
+"""Tables of runs: accuracies over seeds, the seeds' own five tables, and Markdown, CSV or LaTeX of any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+Row = dict[str, str]
+Run = tuple[dict[str, Any], dict[str, Any]]  # summary, configuration
+
+# Keys in which runs of one recipe may differ and still be seeds of one experiment: the seed, places, and what only watches or reads.
+APART = {
+    *("seed", "runs_dir", "data_dir", "device", "threads", "compile", "debug", "resume", "max_steps"),
+    *("probe_every", "checkpoint_every", "log_interval", "probes", "solver", "protocol", "table"),
+    *("probe_epochs", "probe_learning_rate", "probe_momentum", "probe_weight_decay"),
+}
+# What the first seed's README quotes from the SimCLR paper.
+IN_PAPER = {("simclr", "resnet50"): "~93.5"}
+
+
+def groups(found: Sequence[Run]) -> list[list[Run]]:
+    """Finished runs, those of one configuration but for the seed together."""
+    out: dict[tuple[Any, ...], list[Run]] = {}
+    for summary, config in found:
+        same = tuple(sorted((key, str(value)) for key, value in config.items() if key not in APART))
+        out.setdefault((summary["dataset"], summary["train"]["steps"], same), []).append((summary, config))
+    return list(out.values())
+
+
+def first_seed(found: Sequence[Run]) -> list[Row]:
+    """The results table of the SimCLR and MoCo seed; the read-out nearest to its own that the runs have."""
+    rows = []
+    for group in groups(found):
+        summary, config = group[0]
+        name, accuracies = _nearest(group, "linear_sgd", "linear_augm", "linear_precomp", "knn")
+        rows.append(
+            {
+                "Evaluation": name,
+                "Batch Size": str(summary["batch_size"]),
+                "Backbone": summary["backbone"],
+                "Projection Dim": str(config.get("out_dim", "-")),
+                "Training Epochs": _epochs(summary),
+                "Memory": f"{max(s['train']['peak_bytes'] for s, _ in group) / 2**30:.1f}G",
+                "Training Time / Epoch": f"{_seconds(group)} s",
+                "Test Acc": spread(accuracies),
+                "Test Acc in Paper": IN_PAPER.get((summary["method"], summary["backbone"]), "-"),
+            }
+            | _about(group)
+        )
+    return rows
+
+
+def first_seed_settings(found: Sequence[Run]) -> list[Row]:
+    """The hyper-parameter table of that seed: a row for the training, one for each linear read-out like its own."""
+    rows = []
+    for group in groups(found):
+        summary, config = group[0]
+        scaled = "" if config["learning_rate"] is not None else f" ({config['base_learning_rate']:g} * batch_size / 256)"
+        name = {"simclr": "SimCLR", "moco": "MoCo"}.get(summary["method"], summary["method"])
+        training = {
+            "Optimization": f"{name} Training",
+            "Initial LR": f"{summary['peak_learning_rate']:g}{scaled}",
+            "Optimizer": config["optimizer"].upper(),
+            "LR Adjustment": _adjustment(config["schedule"], config["min_learning_rate"]),
+            "Weight Decay": f"{config['weight_decay']:g}",
+            "Momentum": f"{config['momentum']:g}",
+            "Temperature": f"{config['temperature']:g}" if "temperature" in config else "-",
+        }
+        rows.append(training | _about(group))
+        for row in summary["readouts"]:
+            if row["probe"] == "linear_sgd" and row["of"] == "trained":
+                linear = {
+                    "Optimization": "Linear, backbone frozen",
+                    "Initial LR": f"{row['learning_rate']:g}",
+                    "Optimizer": row["optimizer"].upper(),
+                    "LR Adjustment": _adjustment("cosine", row["floor"]),
+                    "Weight Decay": f"{row['weight_decay']:g}",
+                    "Momentum": f"{row['momentum']:g}",
+                    "Temperature": "-",
+                }
+                rows.append(linear | _about(group))
+    return rows
+
+
+def second_seed(found: Sequence[Run]) -> list[Row]:
+    """The results table of the single-file SimCLR seed."""
+    return [
+        {
+            "Backbone": group[0][0]["backbone"],
+            "Batch": str(group[0][0]["batch_size"]),
+            "Sec/epoch": _seconds(group),
+            "Loss/batch": _loss(group),
+        }
+        | _readouts(group)
+        | {"Epochs": _epochs(group[0][0])}
+        | _about(group)
+        for group in groups(found)
+    ]
+
+
+def second_seed_short(found: Sequence[Run]) -> list[Row]:
+    """Its table of 100 epochs."""
+    return [
+        {
+            "Epochs": _epochs(group[0][0]),
+            "LR": f"{group[0][1]['base_learning_rate']:g}" if group[0][1]["learning_rate"] is None else f"{group[0][1]['learning_rate']:g}",
+            "Time": _minutes(group),
+            "Loss/batch": _loss(group),
+        }
+        | _readouts(group)
+        | {"Backbone": group[0][0]["backbone"]}
+        | _about(group)
+        for group in groups(found)
+    ]
+
+
+def race(found: Sequence[Run]) -> list[Row]:
+    """Its race table: how long to which kNN accuracy."""
+    return [
+        {
+            "Backbone": group[0][0]["backbone"],
+            "Batch": str(group[0][0]["batch_size"]),
+            "Epochs": _epochs(group[0][0]),
+            "Time": _minutes(group),
+            "Loss/batch": _loss(group),
+            "kNN k=10": _spread_of(group, probe="knn", k=10, metric="cosine", weights="uniform"),
+        }
+        | _about(group)
+        for group in groups(found)
+    ]
+
+
+TABLES: dict[str, Callable[[Sequence[Run]], list[Row]]] = {
+    "first_seed": first_seed,
+    "first_seed_settings": first_seed_settings,
+    "second_seed": second_seed,
+    "second_seed_short": second_seed_short,
+    "race": race,
+}
+
+
+def _about(group: list[Run]) -> Row:
+    """What every table says beside a seed's columns: of which recipe, on which pixels, how often."""
+    summary = group[0][0]
+    split = {row["split"] for row in summary["readouts"]} - {"test"}
+    marked = f"{summary['recipe']}{' (uses labels)' if summary['uses_labels'] else ''}"
+    return {"Recipe": marked, "Data": summary["dataset"] + (", val" if split else ""), "Seeds": str(len({s["seed"] for s, _ in group}))}
+
+
+def _readouts(group: list[Run]) -> Row:
+    solver = "adam" if _accuracy(group[0][0], probe="linear_precomp", solver="adam") is not None else "lbfgs"
+    precomp = _spread_of(group, probe="linear_precomp", solver=solver)
+    return {
+        "kNN k=5": _spread_of(group, probe="knn", k=5, metric="cosine", weights="uniform"),
+        "kNN k=10": _spread_of(group, probe="knn", k=10, metric="cosine", weights="uniform"),
+        "lin precomp": precomp + (" (L-BFGS)" if precomp and solver == "lbfgs" else ""),
+        "lin augm": _spread_of(group, probe="linear_augm"),
+    }
+
+
+def _nearest(group: list[Run], *probes: str) -> tuple[str, list[float]]:
+    """The first of these read-outs that the first run has: what it is called, and its accuracy in per cent in every run."""
+    for probe in probes:
+        wanted: dict[str, Any] = {"probe": probe} | ({"k": 10, "metric": "cosine", "weights": "uniform"} if probe == "knn" else {})
+        if _accuracy(group[0][0], **wanted) is not None:
+            name = "kNN k=10, cosine" if probe == "knn" else probe
+            return f"{name} (frozen)", [100 * a for s, _ in group if (a := _accuracy(s, **wanted)) is not None]
+    return "-", []
+
+
+def _adjustment(schedule: str, floor: float) -> str:
+    return f"Cosine Annealing (to min lr = {floor:g})" if schedule == "cosine" else schedule
+
+
+def _epochs(summary: dict[str, Any]) -> str:
+    steps, planned = summary["train"]["steps"], summary["train"].get("planned_steps")
+    return str(summary["epochs"]) + (f" (cut at step {steps} of {planned})" if planned and steps < planned else "")
+
+
+def _seconds(group: list[Run]) -> str:
+    return spread([s["train"]["sec_per_epoch"] for s, _ in group if s["train"]["sec_per_epoch"] is not None])
+
+
+def _minutes(group: list[Run]) -> str:
+    return f"{spread([s['train']['seconds'] / 60 for s, _ in group])} min"
+
+
+def _loss(group: list[Run]) -> str:
+    return spread([s["train"]["loss"] for s, _ in group], 2)
+
+
+def _spread_of(group: list[Run], **wanted: Any) -> str:
+    return spread([100 * a for s, _ in group if (a := _accuracy(s, **wanted)) is not None])
+
+
+def _accuracy(summary: dict[str, Any], of: str = "trained", **wanted: Any) -> float | None:
+    """Of the first read-out of `of` that has these fields."""
+    found = (row["accuracy"] for row in summary["readouts"] if row["of"] == of and all(row.get(k) == v for k, v in wanted.items()))
+    return next(found, None)
+
+
+def headline(summary: dict[str, Any], of: str = "trained") -> float | None:
+    """kNN k=10 cosine accuracy of a run, or None."""
+    return _accuracy(summary, of=of, probe="knn", k=10, metric="cosine", weights="uniform")
+
+
+def linear(summary: dict[str, Any]) -> float | None:
+    """Accuracy of the linear probe that L-BFGS solved on the trained backbone's features, or None."""
+    return _accuracy(summary, probe="linear_precomp", solver="lbfgs")
+
+
+def percent(value: float | None) -> str:
+    """An accuracy in [0, 1] in per cent; nothing for None."""
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """`mean ± std`, the std of a sample; alone where there is one value."""
+    if not values:
+        return ""
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def _columns(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(column for row in sorted(rows, key=len, reverse=True) for column in row))
+
+
+def markdown(rows: list[Row]) -> str:
+    """A Markdown table."""
+    columns = _columns(rows)
+    lines = [columns, ["--"] * len(columns), *([row.get(c, "") for c in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def csv(rows: list[Row]) -> str:
+    """Comma-separated values, quoted where needed."""
+    import csv as writer
+    import io
+
+    out = io.StringIO()
+    table = writer.DictWriter(out, _columns(rows), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return out.getvalue().rstrip("\n")
+
+
+def latex(rows: list[Row]) -> str:
+    """A booktabs table."""
+    columns = _columns(rows)
+    escape = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$"})
+    body = [" & ".join(row.get(c, "").translate(escape) for c in columns) + r" \\" for row in rows]
+    head = " & ".join(c.translate(escape) for c in columns) + r" \\"
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{'l' * len(columns)}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
