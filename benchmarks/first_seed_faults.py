@@ -151,11 +151,13 @@ def cli() -> None:
     names = ("none", "cosine clamped", "rate 0.36, not 0.6", "backbone not frozen", "100 labels")
     found: dict[str, list[float]] = {name: [] for name in names}
     common = {"dataset": args.dataset, "data_dir": args.data_dir, "backbone": args.backbone, "batch_size": args.batch_size}
-    common |= {"epochs": args.epochs, "probes": "knn", "probe_every": 0, "runs_dir": args.runs_dir}
+    common |= {"device": "cpu", "epochs": args.epochs, "probes": "knn", "probe_every": 0, "runs_dir": args.runs_dir}
     for seed in args.seeds:
         honest = pretrain("simclr", seed=seed, **common)
         with patch("twoviews.methods.simclr.nt_xent", clamped_nt_xent):
-            clamped = pretrain("simclr", seed=seed, **common)
+            clamped = pretrain(
+                "simclr", seed=seed, **common | {"runs_dir": f"{args.runs_dir}/clamped"}
+            )  # its configuration says nothing of it
         squared = 0.36 * args.batch_size / 512  # the rate and its factor were both 0.6; at another batch the same share of ours
         slow = pretrain("simclr", seed=seed, **common, learning_rate=squared, min_learning_rate=0.0006)
         accuracies = [frozen_probe(run, args.probe_epochs) for run in (honest, clamped, slow)]

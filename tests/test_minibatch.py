@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 from typing import Any
 
@@ -168,11 +169,17 @@ def test_every_step_sees_new_crops_and_flips_and_untouched_colours() -> None:
     for step, x in enumerate(shown):
         expected = (colours[order(step, 32)].float() / 255 - 0.5) / 0.25
         torch.testing.assert_close(x, expected.expand(-1, -1, 8, 8), rtol=0, atol=1e-5)
-    shown.clear()
-    on_images(Mean(), some_images(32), torch.arange(32) % 4)
-    inverse = [torch.argsort(order(step, 32)) for step in range(4)]
-    by_image = [x[rows] for x, rows in zip(shown, inverse, strict=True)]
-    assert all((by_image[0] - other).abs().amax((1, 2, 3)).min() > 1e-3 for other in by_image[1:])
+    drawn: list[Tensor] = []
+    views = crop_and_flip_views((3, 8, 8), crop_scale=(0.2, 1.0), mean=(0.5,) * 3, std=(0.25,) * 3)
+
+    def recorded(images: Tensor, u: Tensor) -> list[Tensor]:
+        drawn.append(u)
+        return views(images, u)
+
+    on_images(Mean(), flat, torch.arange(32) % 4, make_views=recorded)
+    assert [tuple(u.shape[:2]) for u in drawn] == [(1, 32)] * 4
+    assert not any(torch.isclose(a, b, atol=1e-6).any(2).all() for a, b in itertools.combinations(drawn, 2))
+    assert len({u[0, i].sum().item() for u in drawn for i in range(32)}) == 4 * 32, "numbers of their own for each image and step"
 
 
 def test_images_do_not_leave_their_labels() -> None:

@@ -58,9 +58,9 @@ def test_euclidean_neighbours_survive_features_far_from_zero() -> None:
     bank, labels = blobs(400, 8, 5, seed=0, apart=0.5)
     queries, query_labels = blobs(100, 8, 5, seed=1, apart=0.5)
     exact = knn(bank, labels, queries, query_labels, ks=[1, 5], metric="euclidean")
-    far = [(x + 1000).float() for x in (bank, queries)]
+    far = [(x + 10_000).float() for x in (bank, queries)]
     moved = knn(far[0], labels, far[1], query_labels, ks=[1, 5], metric="euclidean")
-    assert moved == pytest.approx(exact, abs=0.011), "a neighbour or two may change places at 1e-4"
+    assert moved == pytest.approx(exact, abs=0.03), "a neighbour or two may change places where the input is rounded to 1e-3"
 
 
 def test_one_search_serves_every_k() -> None:
@@ -374,12 +374,15 @@ def test_scikit_learn_is_missed_before_time_is_spent(monkeypatch: pytest.MonkeyP
 
 
 def test_the_seeds_schedules_are_those_of_their_readmes() -> None:
-    def numbers(name: str, protocol: str = "second_seed", **changes: float) -> tuple[Any, ...]:
-        s = protocols.schedule(name, protocol=protocol, batch_size=512, **changes)
+    def numbers(name: str, protocol: str = "second_seed", **changes: Any) -> tuple[Any, ...]:
+        s = protocols.schedule(name, protocol=protocol, **{"backbone": "resnet18", "batch_size": 512, **changes})
         return s.optimizer, s.learning_rate, s.floor, s.unit, s.epochs, s.batch_size, s.weight_decay, s.momentum, s.drop_last
 
     assert numbers("linear_precomp adam") == ("adam", 0.1, 0.0, "epoch", 100, 1000, 0.0, 0.9, False)
     assert numbers("linear_precomp adam", "second_seed_v2") == ("adam", 0.01, 0.0, "epoch", 500, 1000, 5e-6, 0.9, False)
+    assert numbers("linear_precomp adam", "second_seed_v2", backbone="resnet50")[6] == 0.0
+    assert numbers("linear_augm", "second_seed_v2", backbone="resnet50")[6] == 0.0
+    assert numbers("linear_precomp adam", backbone="resnet50", weight_decay=1e-3)[6] == 1e-3
     assert numbers("linear_augm") == ("adam", 0.1, 0.0, "epoch", 100, 1000, 0.0, 0.9, False)
     assert numbers("linear_augm", "second_seed_v2") == ("adam", 0.1, 0.0, "epoch", 100, 1000, 5e-6, 0.9, False)
     assert numbers("linear_sgd") == ("sgd", 0.2, 0.001, "step", 100, 512, 0.0, 0.9, True)
@@ -397,6 +400,8 @@ def test_a_row_says_how_its_probe_was_trained_and_whether_it_was_cut(max_steps: 
     assert row.get("steps") == (11 if cut else None)
     said = "linear_precomp Adam 0.1, 3 epochs, batch 50" + (", cut at step 11" if cut else "")
     assert protocols.protocol(row) == said
+    other = protocols.protocol({**row, "momentum": 0.5, "weight_decay": 1e-3})
+    assert other == said.replace("batch 50", "batch 50, decay 0.001, momentum 0.5"), "another protocol has another name"
 
 
 @pytest.mark.parametrize("classes", [2, 4])

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import tiny as small
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from twoviews import config, runs, seeds
 from twoviews.cli import script
-from twoviews.commands import report
+from twoviews.commands import evaluate, report
 from twoviews.rules import RULES
 
 ROOT = Path(__file__).parent.parent
@@ -117,6 +119,30 @@ def test_the_readmes_moco_command_reaches_our_keys() -> None:
     assert (cfg.recipe, cfg.queue_size, cfg.temperature, cfg.batch_size) == ("moco", 4096, 0.2, 256)
 
 
+@pytest.mark.parametrize(
+    ("name", "word", "key", "value"),
+    [
+        ("moco.py", "moco_k=777", "queue_size", 777),
+        ("moco.py", "moco_m=0.77", "ema_decay", 0.77),
+        ("moco.py", "moco_t=0.77", "temperature", 0.77),
+        ("moco.py", "moco_dim=77", "out_dim", 77),
+        ("simclr.py", "projection_dim=77", "out_dim", 77),
+        ("simclr_lin.py", "finetune_epochs=77", "probe_epochs", 77),
+        ("simclr_lin.py", "finetune_learning_rate=0.77", "probe_learning_rate", 0.77),
+        ("simclr_lin.py", "finetune_momentum=0.77", "probe_momentum", 0.77),
+        ("simclr_lin.py", "finetune_weight_decay=0.77", "probe_weight_decay", 0.77),
+        ("simclr_lin.py", "load_epoch=77", "load_epoch", 77),
+    ],
+)
+def test_every_word_of_the_seeds_reaches_its_key_and_no_other(name: str, word: str, key: str, value: float) -> None:
+    loaded = []
+    for argv in ([], [word]):
+        verb, words, typed = seeds.words(ROOT / name, argv)
+        loaded.append(config.load(verb, words, typed))
+    plain, changed = loaded
+    assert {k: v for k, v in changed.items() if plain[k] != v} == {key: value}
+
+
 @pytest.mark.parametrize(("name", "key", "value"), [("moco.py", "hidden_dims", [2048]), ("simclr-cifar10.py", "batch_size", 512)])
 def test_resnet50_gets_what_its_seed_gave_it(name: str, key: str, value: object) -> None:
     verb, words, _ = seeds.words(ROOT / name, ["backbone=resnet50"])
@@ -156,7 +182,7 @@ def test_workers_and_what_another_script_reads_are_accepted_with_a_line(capsys: 
         ("moco.py", "moco_kk=4096", "did you mean moco_k?"),
         ("simclr.py", "projection_dm=64", "did you mean projection_dim?"),
         ("simclr.py", "finetune_epoch=1", "did you mean finetune_epochs?"),
-        ("moco.py", "moco_k=0", "moco_k=0: queue_size expects an integer in [1, 1e+07]"),
+        ("moco.py", "moco_k=0", "moco_k=0: queue_size expects an integer in [1, 10000000]"),
         ("moco.py", "moco_t=-1", "moco_t=-1: temperature expects"),
         ("simclr.py", "finetune_epochs=none", "finetune_epochs=none: probe_epochs expects"),
         ("simclr_lin.py", "epochs=0", "epochs=0: epochs expects"),
@@ -193,7 +219,28 @@ def test_a_wrong_file_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 def test_without_the_packages_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else object())
-    assert "has no torch: make demo sets up .venv: then .venv/bin/python simclr.py" in refused(capsys, "simclr.py")
+    monkeypatch.setattr(sys, "prefix", str(ROOT / ".venv"))  # as if this were the project's own environment
+    assert "has no torch: make demo sets up .venv, then python simclr.py finds it" in refused(capsys, "simclr.py")
+
+
+def test_a_python_without_torch_goes_on_with_the_projects_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    class Replaced(Exception):
+        pass
+
+    def replace(program: Path, argv: list[str]) -> None:
+        raise Replaced(str(program), *argv)
+
+    own = tmp_path / ".venv/bin/python"
+    own.parent.mkdir(parents=True)
+    own.write_text("")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(os, "execv", replace)
+    with pytest.raises(Replaced) as went:
+        script(str(tmp_path / "simclr.py"), ["epochs=1"])
+    assert went.value.args == (str(own), str(own), str(tmp_path / "simclr.py"), "epochs=1")
+    assert f"going on with {own}" in capsys.readouterr().out
 
 
 def test_help_shows_the_file(capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,11 +271,8 @@ def test_a_real_command_runs_from_the_checkout_and_remembers_how_it_was_typed(da
 def test_the_first_seeds_commands_end_with_its_table_row(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
     assert run("simclr.py", *small_words(data, tmp_path)) == 0
     out = capsys.readouterr().out
-    assert (cells(out, "Batch Size"), cells(out, "Evaluation"), cells(out, "Projection Dim")) == (
-        ["64"],
-        ["linear_precomp (frozen)"],
-        ["128"],
-    )
+    assert (cells(out, "Batch Size"), cells(out, "Projection Dim")) == (["64"], ["128"])
+    assert cells(out, "Evaluation") == ["linear_precomp L-BFGS (backbone frozen)"]
     assert run("moco.py", *small_words(data, tmp_path, "moco_k=128", "batch_size=32")) == 0
     assert cells(capsys.readouterr().out, "Recipe") == ["moco"]
     for batch, method in ((64, "simclr"), (32, "moco")):  # whatever the method, and not the newest of all
@@ -237,7 +281,7 @@ def test_the_first_seeds_commands_end_with_its_table_row(capsys: pytest.CaptureF
         folder = re.search(r"the newest finished run with .*batch_size=\d+: (\S+) \((\w+), 1 epochs\)", out)
         assert folder is not None
         assert folder[2] == method
-        assert cells(out, "Evaluation") == ["linear_sgd (frozen)"]
+        assert cells(out, "Evaluation") == ["linear_sgd 1 epochs, cut at step 3 (backbone frozen)"]
         (row,) = [row for row in small.summary(Path(folder[1]))["readouts"] if row["probe"] == "linear_sgd"]
         expected = {"of": "trained", "optimizer": "sgd", "learning_rate": 0.1 * batch / 256, "epochs": 1, "batch_size": batch, "steps": 3}
         assert expected.items() <= row.items()
@@ -264,8 +308,36 @@ def test_the_second_seeds_command_ends_with_its_row_of_every_read_out(
         ("lin augm", {"probe": "linear_augm"}),
     ):
         (accuracy,) = [row["accuracy"] for row in trained if wanted.items() <= row.items()]
-        assert cells(out, column) == [f"{100 * accuracy:.1f}"], column
+        remark = " (1 epochs)" if column.startswith("lin") else ""  # not the seed's 100
+        assert cells(out, column) == [f"{100 * accuracy:.1f}{remark}"], column
     assert cells(out, "Batch") == ["64"]
+
+
+def test_the_row_is_of_what_was_read_out_now(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+    assert run("simclr.py", *small_words(data, tmp_path, "probes=knn")) == 0
+    for epochs in (30, 1):
+        assert run("simclr_lin.py", *small_words(data, tmp_path, f"finetune_epochs={epochs}", "max_steps=1000")) == 0
+        out = capsys.readouterr().out
+        rows = small.summary(small.only_run(tmp_path / "runs"))["readouts"]
+        (accuracy,) = [row["accuracy"] for row in rows if row["probe"] == "linear_sgd" and row["epochs"] == epochs]
+        assert cells(out, "Test Acc") == [f"{100 * accuracy:.1f}"]
+        assert cells(out, "Evaluation") == [f"linear_sgd {epochs} epochs (backbone frozen)"]
+
+
+def test_a_seeds_command_resumes_its_run(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+    assert run("simclr.py", *small_words(data, tmp_path, "probes=knn", "max_steps=2")) == 0
+    path = small.only_run(tmp_path / "runs")
+    capsys.readouterr()
+    assert run("simclr.py", f"resume={path}") == 0
+    out = capsys.readouterr().out
+    assert "at step 2 of 5" in out
+    assert cells(out, "Training Epochs") == ["1"]
+    assert "temperature: 0.5 in the run, 0.9 asked" in refused(capsys, "simclr.py", f"resume={path}", "temperature=0.9")
+
+
+def test_other_probes_than_the_scripts_own_need_no_solver() -> None:
+    verb, words, typed = seeds.words(ROOT / "simclr-cifar10.py", ["probes=knn"])
+    assert config.load(verb, words, typed).solver is None
 
 
 def test_linear_evaluation_says_what_there_is_when_nothing_fits(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
@@ -274,23 +346,31 @@ def test_linear_evaluation_says_what_there_is_when_nothing_fits(capsys: pytest.C
     assert run("simclr.py", *small_words(data, tmp_path, "probes=knn")) == 0
     said = refused(capsys, "simclr_lin.py", *small_words(data, tmp_path, "batch_size=32", *lin))
     path = small.only_run(tmp_path / "runs")
-    assert f"{path.name} (dataset=fashion_mnist, backbone=thin16, batch_size=64)" in said
+    assert f"{path.name} (method=simclr, dataset=fashion_mnist, backbone=thin16, batch_size=64)" in said
     assert "with dataset=fashion_mnist, backbone=thin16, batch_size=32" in said
 
 
-def test_run_and_load_epoch_choose(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+def test_run_and_load_epoch_choose(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = small_words(data, tmp_path, "epochs=2", "max_steps=10", "log_interval=1", "probes=knn")
     assert run("simclr.py", *words) == 0
     path = small.only_run(tmp_path / "runs")
     lin = [word for word in small_words(data, tmp_path, "max_steps=1", f"run={path.name}") if not word.startswith(("batch", "backbone"))]
     assert run("simclr_lin.py", *lin) == 0, "a named run need not be like the file's defaults"
-    assert run("simclr_lin.py", *lin, "load_epoch=1") == 0
     capsys.readouterr()
+    assert run("simclr_lin.py", *lin, "load_epoch=1") == 0
+    out = capsys.readouterr().out
+    (kept,) = [row["accuracy"] for row in small.summary(path)["readouts"] if row["of"] == "epoch_1"]
+    assert (cells(out, "Training Epochs"), cells(out, "Test Acc")) == (["1"], [f"{100 * kept:.1f}"])
     assert "load_epoch=7" in refused(capsys, "simclr_lin.py", *lin, "load_epoch=7")
     assert "it kept 1, 2" in refused(capsys, "simclr_lin.py", *lin, "load_epoch=7")
     assert "has batch_size=64, not 32" in refused(capsys, "simclr_lin.py", *lin, "batch_size=32")
     rows = [row for row in small.summary(path)["readouts"] if row["probe"] == "linear_sgd"]
     assert [row["of"] for row in rows] == ["trained", "epoch_1"]
+    seen: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(evaluate, "read_outs", lambda cfg, parts, *a, **k: seen.append(parts.method.backbone.state_dict()) or [])
+    assert run("simclr_lin.py", *lin, "load_epoch=1", "table=null") == 0
+    first = load_file(path / "epoch-1.safetensors")
+    assert all(torch.equal(tensor, first[name]) for name, tensor in seen[0].items()), "that epoch's weights are read out"
     assert (path / "epoch-1.safetensors").read_bytes() != (path / runs.BACKBONE).read_bytes()
     assert (path / "epoch-2.safetensors").read_bytes() == (path / runs.BACKBONE).read_bytes()
 

@@ -23,6 +23,8 @@ COLUMNS = {  # as the two READMEs have them
 }
 SGD = {"optimizer": "sgd", "learning_rate": 0.2, "epochs": 100, "batch_size": 512, "weight_decay": 0.0, "momentum": 0.9, "floor": 0.001}
 
+ADAM = {**SGD, "optimizer": "adam", "learning_rate": 0.1, "batch_size": 1000, "floor": 0.0}
+
 
 def rows(of: str, accuracy: float, split: str = "test") -> list[dict[str, Any]]:
     shared = {"of": of, "features": "h", "split": split}
@@ -41,8 +43,8 @@ def rows(of: str, accuracy: float, split: str = "test") -> list[dict[str, Any]]:
     return [
         *knn,
         {**shared, "probe": "linear_precomp", "solver": "lbfgs", "weight_decay": 1e-3, "accuracy": accuracy + 0.01},
-        {**shared, "probe": "linear_precomp", "solver": "adam", **SGD, "accuracy": accuracy + 0.02},
-        {**shared, "probe": "linear_augm", **SGD, "accuracy": accuracy + 0.03},
+        {**shared, "probe": "linear_precomp", "solver": "adam", **ADAM, "accuracy": accuracy + 0.02},
+        {**shared, "probe": "linear_augm", **ADAM, "accuracy": accuracy + 0.03},
         {**shared, "probe": "linear_sgd", **SGD, "accuracy": accuracy + 0.04},
     ]
 
@@ -110,17 +112,49 @@ def test_runs_that_differ_in_more_than_the_seed_stand_apart() -> None:
 def test_the_first_seeds_row_has_its_own_read_out_where_there_is_one_and_the_nearest_where_not() -> None:
     summary, cfg = run("simclr", 0, 0.8)
     (row,) = tables.first_seed([(summary, cfg)])
-    assert [row[c] for c in FIRST] == ["linear_sgd (frozen)", "512", "resnet18", "128", "1000", "1.0G", "30.0 s", "84.0"]
+    assert [row[c] for c in FIRST] == [
+        "linear_sgd 100 epochs (backbone frozen)",
+        "512",
+        "resnet18",
+        "128",
+        "1000",
+        "1.0G",
+        "30.0 s",
+        "84.0",
+    ]
     assert row["Test Acc in Paper"] == "-"
-    for probe, name in (("linear_sgd", "linear_augm"), ("linear_augm", "linear_precomp"), ("linear_precomp", "kNN k=10, cosine")):
+    names = ("linear_augm 100 epochs", "linear_precomp 100 epochs", "kNN k=10 cosine")
+    for probe, name in zip(("linear_sgd", "linear_augm", "linear_precomp"), names, strict=True):
         summary["readouts"] = [r for r in summary["readouts"] if r["probe"] != probe]
-        assert tables.first_seed([(summary, cfg)])[0]["Evaluation"] == f"{name} (frozen)"
+        assert tables.first_seed([(summary, cfg)])[0]["Evaluation"] == f"{name} (backbone frozen)"
     assert tables.first_seed([({**summary, "readouts": []}, cfg)])[0]["Test Acc"] == ""
 
 
 def test_only_the_papers_own_setting_is_set_beside_the_paper() -> None:
     summary, cfg = run("simclr", 0, 0.8, backbone="resnet50")
     assert tables.first_seed([(summary, cfg)])[0]["Test Acc in Paper"] == "~93.5"
+    for changes in ({"dataset": "CIFAR-100"}, {"dataset": "CIFAR-10, 5,120 of 50,000 training images"}, {"method": "moco"}):
+        assert tables.first_seed([({**summary, **changes}, cfg)])[0]["Test Acc in Paper"] == "-"
+
+
+def test_of_several_read_outs_of_one_kind_the_longest_that_was_not_cut_stands_in_a_table() -> None:
+    summary, cfg = run("simclr", 0, 0.8)
+    (own,) = [row for row in summary["readouts"] if row["probe"] == "linear_sgd" and row["of"] == "trained"]
+    short = [{**own, "epochs": 1, "accuracy": 0.3}, {**own, "epochs": 100, "steps": 20, "accuracy": 0.2}]
+    for order in ([own, *short], [*short, own], [short[0], own, short[1]]):
+        (row,) = tables.first_seed([({**summary, "readouts": order}, cfg)])
+        assert (row["Evaluation"], row["Test Acc"]) == ("linear_sgd 100 epochs (backbone frozen)", "84.0")
+    (row,) = tables.first_seed([({**summary, "readouts": short[1:]}, cfg)])
+    assert row["Evaluation"] == "linear_sgd 100 epochs, cut at step 20 (backbone frozen)"
+
+
+def test_read_outs_of_other_protocols_are_not_averaged() -> None:
+    runs_of_three = [run("simclr", seed, 0.80 + 0.01 * seed) for seed in range(3)]
+    for row in runs_of_three[2][0]["readouts"]:
+        if row["probe"] == "linear_sgd":
+            row["epochs"] = 1
+    (row,) = tables.first_seed(runs_of_three)
+    assert row["Test Acc"] == "84.5 ± 0.7"
 
 
 def test_the_settings_are_the_first_seeds() -> None:
@@ -138,12 +172,20 @@ def test_what_is_missing_is_blank_and_what_is_not_comparable_is_marked() -> None
     summary["readouts"] = [r for r in summary["readouts"] if r.get("solver") != "adam" and r["probe"] != "linear_augm"]
     (row,) = tables.second_seed([(summary, cfg)])
     assert (row["lin precomp"], row["lin augm"]) == ("81.0 (L-BFGS)", "")
+    other, cfg = run("simclr_cifar10", 0, 0.8)
+    for r in other["readouts"]:
+        r.update({"epochs": 3} if r["probe"] == "linear_augm" else {})
+    assert tables.second_seed([(other, cfg)])[0]["lin augm"] == "83.0 (3 epochs)"
     tuned = run("simclr_cifar10", 0, 0.8, readouts=rows("trained", 0.8, split="val"), uses_labels=True)
     (row,) = tables.race([tuned])
     assert (row["Data"], row["Recipe"]) == ("CIFAR-10 (JPEG copy), val", "simclr_cifar10 (uses labels)")
     cut = run("simclr_cifar10", 0, 0.8)
     cut[0]["train"]["steps"] = 60
-    assert tables.race([cut])[0]["Epochs"] == "1000 (cut at step 60 of 1000)"
+    cut[0]["train"]["planned_steps"] = 49_000
+    assert tables.race([cut])[0]["Epochs"] == "1000 (cut at step 60 of 49000)"
+    assert tables.second_seed([cut])[0]["Sec/epoch"] == "30.0"
+    cut[0]["train"]["steps"] = 20
+    assert tables.second_seed([cut])[0]["Sec/epoch"] == "computed 30.0", "less than an epoch of 49 steps was run"
 
 
 @pytest.mark.parametrize("name", SEED_TABLES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,12 +69,18 @@ def script(path: str, argv: Sequence[str] | None = None) -> int:
     name = Path(path).name
     missing = [module for module in ("torch", "hydra", "yaml") if importlib.util.find_spec(module) is None]
     if missing:
-        setup = f"make demo sets up .venv: then .venv/bin/python {name}"
-        return _fail(f"{name}: {sys.executable} has no {', '.join(missing)}: {setup}", 2)
+        ours = Path(path).resolve().parent / ".venv/bin/python"
+        if ours.is_file() and Path(sys.prefix) != ours.parent.parent:
+            print(f"{sys.executable} has no {missing[0]}: going on with {ours}", flush=True)
+            os.execv(ours, [str(ours), path, *argv])
+        return _fail(f"{name}: {sys.executable} has no {', '.join(missing)}: make demo sets up .venv, then python {name} finds it", 2)
     from twoviews import seeds
 
     if any(word in ("--help", "-h") for word in argv):
-        print(seeds.usage(Path(path)), end="")
+        try:
+            print(seeds.usage(Path(path)), end="")
+        except ValueError as error:
+            return _fail(str(error), 2)
         return 0
     return _dispatch(lambda: seeds.words(Path(path), argv), argv)
 

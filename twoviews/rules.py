@@ -43,14 +43,15 @@ class Rule:
             )
         else:
             text = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[self.type]
+            low, high = (f"{bound:g}" if self.type is float else f"{bound}" for bound in (self.low, self.high))
             if self.above:
-                text += f" above {self.low:g}" + (f", at most {self.high:g}" if self.high < math.inf else "")
+                text += f" above {low}" + (f", at most {high}" if self.high < math.inf else "")
             elif self.low > -math.inf:
-                text += f" in [{self.low:g}, {self.high:g}]" if self.high < math.inf else f" of at least {self.low:g}"
+                text += f" in [{low}, {high}]" if self.high < math.inf else f" of at least {low}"
         if self.items is not None:
             text = f"a list of {'two, low then high' if self.pair else f'at least {self.items}'}, each {text}"
         if self.words:
-            text += ", or several in quotes ('knn,linear')"
+            text += ", or several in quotes ('knn,linear_precomp')"
         return text + (" or null" if self.null else "")
 
     def accepts(self, value: Any) -> bool:

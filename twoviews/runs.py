@@ -123,7 +123,8 @@ def find(run: str, runs_dir: Path, **like: Any) -> Path:
         return fitting[-1]
     if not done:
         raise ValueError(f"run=latest: no finished run in {runs_dir}{_listing(runs_dir)}")
-    there = [f"{path.name} ({', '.join(f'{key}={config(path).get(key)}' for key in like)})" for path in done[-5:]]
+    there = [f"{path.name} ({', '.join(f'{key}={config(path).get(key)}' for key in ('method', *like))})" for path in done[-5:]]
+    there += [f"and {len(done) - 5} older ones"] * (len(done) > 5)
     raise ValueError(
         f"run=latest: no finished run in {runs_dir} with {', '.join(f'{key}={value}' for key, value in like.items())}; "
         f"there is {'; '.join(there)}: choose one with run="

@@ -114,6 +114,10 @@ def words(script: Path, argv: Sequence[str]) -> tuple[str, list[str], list[str]]
     if given.get("backbone", stored.get("backbone")) == "resnet50":
         said |= {w.partition("=")[0]: (w, w) for w in about.resnet50}
     said |= {w.partition("=")[0]: (w, w) for w in about.words}
+    if "probes" in given:
+        said.pop("solver", None)
+    if "resume" in given:  # a resumed run keeps its own recipe
+        said = {"table": said["table"]}
     for name, (our, its) in said.items():
         if name not in given:
             ours.append(our)
@@ -122,8 +126,14 @@ def words(script: Path, argv: Sequence[str]) -> tuple[str, list[str], list[str]]
 
 
 def usage(script: Path) -> str:
-    """What `--help` prints: the file that holds the keys, as it is."""
+    """What `--help` prints: the file that holds the keys, as it is.
+
+    Raises:
+        ValueError: if that file cannot be read.
+    """
     about = SCRIPTS[script.name]
+    if about.config:
+        _read(script.with_name(about.config))
     text = f"python {script.name} key=value ...\n\n"
     if about.config:
         text += f"Keys and their values, from {about.config}:\n\n{script.with_name(about.config).read_text(encoding='utf-8')}\n"

@@ -16,7 +16,7 @@ APART = {
     *("probe_epochs", "probe_learning_rate", "probe_momentum", "probe_weight_decay"),
 }
 # What the first seed's README quotes from the SimCLR paper.
-IN_PAPER = {("simclr", "resnet50"): "~93.5"}
+IN_PAPER = {("simclr", "resnet50", "CIFAR-10"): "~93.5"}
 
 
 def groups(found: Sequence[Run]) -> list[list[Run]]:
@@ -33,7 +33,7 @@ def first_seed(found: Sequence[Run]) -> list[Row]:
     rows = []
     for group in groups(found):
         summary, config = group[0]
-        name, accuracies = _nearest(group, "linear_sgd", "linear_augm", "linear_precomp", "knn")
+        name, accuracies = _nearest(group)
         rows.append(
             {
                 "Evaluation": name,
@@ -44,7 +44,9 @@ def first_seed(found: Sequence[Run]) -> list[Row]:
                 "Memory": f"{max(s['train']['peak_bytes'] for s, _ in group) / 2**30:.1f}G",
                 "Training Time / Epoch": f"{_seconds(group)} s",
                 "Test Acc": spread(accuracies),
-                "Test Acc in Paper": IN_PAPER.get((summary["method"], summary["backbone"]), "-"),
+                "Test Acc in Paper": IN_PAPER.get(
+                    (summary["method"], summary["backbone"], summary["dataset"].removesuffix(" (JPEG copy)")), "-"
+                ),
             }
             | _about(group)
         )
@@ -149,23 +151,21 @@ def _about(group: list[Run]) -> Row:
 
 
 def _readouts(group: list[Run]) -> Row:
-    solver = "adam" if _accuracy(group[0][0], probe="linear_precomp", solver="adam") is not None else "lbfgs"
-    precomp = _spread_of(group, probe="linear_precomp", solver=solver)
+    solver = "adam" if _row(group[0][0], probe="linear_precomp", solver="adam") else "lbfgs"
     return {
         "kNN k=5": _spread_of(group, probe="knn", k=5, metric="cosine", weights="uniform"),
         "kNN k=10": _spread_of(group, probe="knn", k=10, metric="cosine", weights="uniform"),
-        "lin precomp": precomp + (" (L-BFGS)" if precomp and solver == "lbfgs" else ""),
+        "lin precomp": _spread_of(group, probe="linear_precomp", solver=solver),
         "lin augm": _spread_of(group, probe="linear_augm"),
     }
 
 
-def _nearest(group: list[Run], *probes: str) -> tuple[str, list[float]]:
-    """The first of these read-outs that the first run has: what it is called, and its accuracy in per cent in every run."""
-    for probe in probes:
-        wanted: dict[str, Any] = {"probe": probe} | ({"k": 10, "metric": "cosine", "weights": "uniform"} if probe == "knn" else {})
-        if _accuracy(group[0][0], **wanted) is not None:
-            name = "kNN k=10, cosine" if probe == "knn" else probe
-            return f"{name} (frozen)", [100 * a for s, _ in group if (a := _accuracy(s, **wanted)) is not None]
+def _nearest(group: list[Run]) -> tuple[str, list[float]]:
+    """The read-out nearest to the first seed's own that the first run has: what it is called, and its accuracies in per cent."""
+    for wanted in ({"probe": "linear_sgd"}, {"probe": "linear_augm"}, {"probe": "linear_precomp"}, _KNN):
+        row = _row(group[0][0], **wanted)
+        if row:
+            return f"{_named(row)} (backbone frozen)", _accuracies(group, **wanted)
     return "-", []
 
 
@@ -179,7 +179,10 @@ def _epochs(summary: dict[str, Any]) -> str:
 
 
 def _seconds(group: list[Run]) -> str:
-    return spread([s["train"]["sec_per_epoch"] for s, _ in group if s["train"]["sec_per_epoch"] is not None])
+    """Of an epoch; marked where no run took a whole one, so that it was computed from its steps."""
+    trains = [summary["train"] for summary, _ in group]
+    whole = all(t["steps"] * s["epochs"] >= t.get("planned_steps", 0) for t, (s, _) in zip(trains, group, strict=True))
+    return ("" if whole else "computed ") + spread([t["sec_per_epoch"] for t in trains if t["sec_per_epoch"] is not None])
 
 
 def _minutes(group: list[Run]) -> str:
@@ -190,24 +193,47 @@ def _loss(group: list[Run]) -> str:
     return spread([s["train"]["loss"] for s, _ in group], 2)
 
 
+_KNN = {"probe": "knn", "k": 10, "metric": "cosine", "weights": "uniform"}
+_STANDARD = {"learning_rate": 0.1, "epochs": 100, "weight_decay": 0.0}  # of the second seed's probes
+
+
+def _row(summary: dict[str, Any], of: str = "trained", **wanted: Any) -> dict[str, Any]:
+    """The read-out of `of` with these fields, or {}: of several the one that was trained longest and not cut, the last of those."""
+    found = [row for row in summary["readouts"] if row["of"] == of and all(row.get(k) == v for k, v in wanted.items())]
+    best = max(enumerate(found), key=lambda row: ("steps" not in row[1], row[1].get("epochs", 0), row[0]), default=None)
+    return best[1] if best else {}
+
+
+def _named(row: dict[str, Any]) -> str:
+    if row["probe"] == "knn":
+        return f"kNN k={row['k']} {row['metric']}"
+    if row.get("solver") == "lbfgs":
+        return f"{row['probe']} L-BFGS"
+    return f"{row['probe']} {row['epochs']} epochs" + (f", cut at step {row['steps']}" if "steps" in row else "")
+
+
+def _accuracies(group: list[Run], **wanted: Any) -> list[float]:
+    """In per cent, of the runs that were read out in the same way as the first."""
+    rows = [row for summary, _ in group if (row := _row(summary, **wanted))]
+    return [100 * row["accuracy"] for row in rows if _named(row) == _named(rows[0])]
+
+
 def _spread_of(group: list[Run], **wanted: Any) -> str:
-    return spread([100 * a for s, _ in group if (a := _accuracy(s, **wanted)) is not None])
-
-
-def _accuracy(summary: dict[str, Any], of: str = "trained", **wanted: Any) -> float | None:
-    """Of the first read-out of `of` that has these fields."""
-    found = (row["accuracy"] for row in summary["readouts"] if row["of"] == of and all(row.get(k) == v for k, v in wanted.items()))
-    return next(found, None)
+    """`mean ± std`, with a remark where a probe is not the second seed's own."""
+    row = _row(group[0][0], **wanted)
+    own = not row or row["probe"] == "knn" or ("steps" not in row and _STANDARD.items() <= row.items())
+    remark = "" if own else f" ({_named(row).removeprefix(row['probe'] + ' ')})"
+    return spread(_accuracies(group, **wanted)) + remark
 
 
 def headline(summary: dict[str, Any], of: str = "trained") -> float | None:
     """kNN k=10 cosine accuracy of a run, or None."""
-    return _accuracy(summary, of=of, probe="knn", k=10, metric="cosine", weights="uniform")
+    return _row(summary, of, **_KNN).get("accuracy")
 
 
 def linear(summary: dict[str, Any]) -> float | None:
     """Accuracy of the linear probe that L-BFGS solved on the trained backbone's features, or None."""
-    return _accuracy(summary, probe="linear_precomp", solver="lbfgs")
+    return _row(summary, probe="linear_precomp", solver="lbfgs").get("accuracy")
 
 
 def percent(value: float | None) -> str:

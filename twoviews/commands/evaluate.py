@@ -34,18 +34,23 @@ def run(cfg: Config) -> int:
     used = {key: cfg[key] for key in ("device", "threads", "precision", "compile", "debug", *HOW)}
     run_cfg = Config({**stored, **used, "data_dir": cfg.data_dir or stored["data_dir"], "init": str(weights)})
     with runs.RunFolder(path) as folder:
-        parts = build.build(run_cfg)
-        seed = cfg.seed if "seed" in cfg.given else stored["seed"]
-        rows = read_outs(Config({**run_cfg, "init": stored["init"]}), parts, probes, of=of, seed=seed, max_steps=cfg.max_steps)
         summary = runs.read_json(path, runs.SUMMARY)
         if not summary:
             raise ValueError(f"run={path}: not finished: twoviews pretrain resume={path} goes on")
+        parts = build.build(run_cfg)
+        seed = cfg.seed if "seed" in cfg.given else stored["seed"]
+        rows = read_outs(Config({**run_cfg, "init": stored["init"]}), parts, probes, of=of, seed=seed, max_steps=cfg.max_steps)
         kept = [row for row in summary.get("readouts", []) if _identity(row) not in {_identity(new) for new in rows}]
         summary["readouts"] = kept + rows
         folder.write(runs.SUMMARY, summary)
     print(table({**summary, "readouts": rows if cfg.load_epoch is not None else summary["readouts"]}))
-    if cfg.table:
-        print(f"\n{tables.markdown(tables.TABLES[cfg.table]([(summary, stored)]))}")
+    if cfg.table:  # the row of what was read out now
+        new = {
+            **summary,
+            "epochs": cfg.load_epoch or summary["epochs"],
+            "readouts": [{**r, "of": "trained"} for r in rows if r["of"] == of],
+        }
+        print(f"\n{tables.markdown(tables.TABLES[cfg.table]([(new, stored)]))}")
     return 0
 
 
@@ -84,7 +89,7 @@ def read_outs(
     protocol = cfg.protocol
     changes = {name.removeprefix("probe_"): cfg[name] for name in HOW if name.startswith("probe_")}
     how = {
-        name: protocols.schedule(name, protocol=protocol, batch_size=cfg.batch_size, **changes)
+        name: protocols.schedule(name, protocol=protocol, backbone=cfg.backbone, batch_size=cfg.batch_size, **changes)
         for name in probes
         if name in (*protocols.ON_IMAGES, "linear_precomp adam")
     }
@@ -146,7 +151,7 @@ def _on_images(
         max_steps=max_steps,
         name=name,
     )
-    return {"probe": name, **protocols.said(how, len(labels), max_steps), "accuracy": probe.accuracy(test, test_labels)}
+    return {"probe": name, **protocols.said(how, len(labels), seed, max_steps), "accuracy": probe.accuracy(test, test_labels)}
 
 
 def table(summary: dict[str, Any]) -> str:

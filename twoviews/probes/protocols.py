@@ -25,7 +25,7 @@ ON_IMAGES = ("linear_augm", "linear_sgd")  # these need the backbone and the ima
 # were augmented by crops of a fifth of the area and more, and flips; neither says the batch of that probe: the precomputed one's.
 _FEATURES = {
     "second_seed": Schedule("adam", 0.1, epochs=100, batch_size=1000),
-    "second_seed_v2": Schedule("adam", 0.01, epochs=500, batch_size=1000, weight_decay=5e-6),  # 0 with resnet50
+    "second_seed_v2": Schedule("adam", 0.01, epochs=500, batch_size=1000, weight_decay=5e-6),
 }
 _AUGMENTED = {
     "second_seed": Schedule("adam", 0.1, epochs=100, batch_size=1000),
@@ -62,12 +62,13 @@ def parse(probes: str, solver: str | None = None) -> tuple[str, ...]:
     return tuple(f"{name} {solver}" if name == "linear_precomp" and solver != "lbfgs" else name for name in kept)
 
 
-def schedule(name: str, *, protocol: str, batch_size: int, **changes: float | None) -> Schedule:
+def schedule(name: str, *, protocol: str, backbone: str, batch_size: int, **changes: float | None) -> Schedule:
     """How a probe is trained that is trained by minibatches.
 
     Args:
         name: `linear_precomp adam`, `linear_augm` or `linear_sgd`.
         protocol: one of `PROTOCOLS`: whose numbers the first two have.
+        backbone: of the run: the second seed's last revision decays nothing with resnet50.
         batch_size: of the run: the first seed's probe has its batch, and a rate of 0.1 x batch / 256.
         changes: fields of `Schedule`; None leaves one as the protocol has it.
     """
@@ -75,6 +76,8 @@ def schedule(name: str, *, protocol: str, batch_size: int, **changes: float | No
         found = Schedule("sgd", 0.1 * batch_size / 256, epochs=100, batch_size=batch_size, floor=0.001, unit="step", drop_last=True)
     else:
         found = (_FEATURES if name.startswith("linear_precomp") else _AUGMENTED)[protocol]
+    if backbone == "resnet50":
+        found = replace(found, weight_decay=0.0)
     found = replace(found, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
     return replace(found, floor=min(found.floor, found.learning_rate))
 
@@ -124,12 +127,14 @@ def read_out(
 
     def trained() -> list[dict[str, Any]]:
         probe = on_features(bank, labels, classes=classes, schedule=fitted, seed=seed, max_steps=max_steps, name="linear_precomp")
-        return [{"probe": "linear_precomp", "solver": "adam", **said(fitted, len(bank), max_steps), "accuracy": probe.accuracy(*test)}]
+        return [
+            {"probe": "linear_precomp", "solver": "adam", **said(fitted, len(bank), seed, max_steps), "accuracy": probe.accuracy(*test)}
+        ]
 
     return timed(trained)
 
 
-def said(how: Schedule, rows: int, max_steps: int | None) -> dict[str, Any]:
+def said(how: Schedule, rows: int, seed: int, max_steps: int | None) -> dict[str, Any]:
     """What a row says of a schedule on so many rows, and of its being cut short."""
     cut = max_steps is not None and max_steps < how.epochs * how.per_epoch(rows)
     return {
@@ -140,6 +145,7 @@ def said(how: Schedule, rows: int, max_steps: int | None) -> dict[str, Any]:
         "weight_decay": how.weight_decay,
         "momentum": how.momentum,
         "floor": how.floor,
+        "seed": seed,
     } | ({"steps": max_steps} if cut else {})
 
 
@@ -160,5 +166,6 @@ def protocol(row: dict[str, Any]) -> str:
         return f"{row['probe']} scikit-learn saga, no penalty, {row['epochs']} passes"
     optimizer = {"adam": "Adam", "sgd": "SGD"}[row["optimizer"]]
     decay = f", decay {row['weight_decay']:g}" if row["weight_decay"] else ""
+    momentum = f", momentum {row['momentum']:g}" if row["momentum"] != 0.9 else ""
     cut = f", cut at step {row['steps']}" if row.get("steps") else ""
-    return f"{row['probe']} {optimizer} {row['learning_rate']:g}, {row['epochs']} epochs, batch {row['batch_size']}{decay}{cut}"
+    return f"{row['probe']} {optimizer} {row['learning_rate']:g}, {row['epochs']} epochs, batch {row['batch_size']}{decay}{momentum}{cut}"
