@@ -387,7 +387,16 @@ def test_the_seeds_read_outs_leave_the_run_as_it_is_and_see_test_labels_only_to_
     found = []
     for name, place in (("clean", data), ("wrong", poisoned(tmp_path, test=True))):
         shutil.copytree(finished, tmp_path / name)
-        words = ["probes=seeds", "probe_epochs=20", f"data_dir={place}", "threads=1", "precision=fp32", "compile=false", "device=cpu"]
+        words = [
+            "probes=seeds",
+            "probe_epochs=20",
+            "probe_learning_rate=0.1",
+            f"data_dir={place}",
+            "threads=1",
+            "precision=fp32",
+            "compile=false",
+            "device=cpu",
+        ]
         assert main(["evaluate", f"run={tmp_path / name}", *words]) == 0
         assert weights(tmp_path / name) == weights(finished)
         found.append(small.summary(tmp_path / name)["readouts"])
@@ -408,7 +417,7 @@ def test_the_seeds_read_outs_leave_the_run_as_it_is_and_see_test_labels_only_to_
     for line in (
         "| kNN k=10 euclidean uniform |",
         "| linear_precomp Adam 0.1, 20 epochs, batch 1000 |",
-        "| linear_sgd SGD 0.025, 20 epochs, batch 64 |",
+        "| linear_sgd SGD 0.1, 20 epochs, batch 64 |",
     ):
         assert line in out
 
