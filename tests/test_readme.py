@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from twoviews import config, rules
+from twoviews import config, rules, seeds
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,6 +55,24 @@ def test_every_command_of_the_readme_is_accepted() -> None:
             refused.append(str(error))
     assert refused == []
     assert lines("twoviews")
+
+
+def test_every_command_of_the_seeds_is_shown_and_accepted() -> None:
+    shown = lines("python")
+    assert {words[0] for words in shown} == set(seeds.SCRIPTS)
+    for script, *rest in shown:
+        verb, words, typed = seeds.words(ROOT / script, rest)
+        config.load(verb, words, typed)
+
+
+def test_the_seeds_own_readmes_commands_are_among_them() -> None:
+    theirs = [
+        "simclr.py backbone=resnet18",
+        "simclr_lin.py backbone=resnet18",
+        "moco.py backbone=resnet18 batch_size=256 moco_k=4096 moco_t=0.2",
+    ]
+    theirs += ["simclr_lin.py backbone=resnet18 batch_size=256", "simclr-cifar10.py"]
+    assert [shlex.join(words) for words in lines("python")] == theirs
 
 
 def test_a_command_with_a_typo_would_be_seen() -> None:
