@@ -4,14 +4,17 @@
 
 Each seed trains three encoders of recipe=simclr on a thin net: without fault, with the cosine clamped at zero, and at the rate that the
 seed's code really used. All are read out as the seed would have (`linear_sgd`: frozen, crops and flips, all labels). The two faults of its
-linear evaluation are then switched on alone on the encoder without fault: the backbone is trained along, or only 100 labels are used.
+linear evaluation are then switched on alone on the encoder without fault: the backbone is trained along (it sees the images in another
+order than the frozen probe), or only 100 labels are used, for as many steps at the same rate.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from unittest.mock import patch
@@ -20,8 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twoviews import build, config, optim, pretrain, runs
-from twoviews.cli import main
+from twoviews import build, optim, pretrain, runs
 from twoviews.config import Config
 from twoviews.data.dataset import batch_rows, steps_per_epoch
 from twoviews.probes import minibatch, protocols
@@ -45,13 +47,10 @@ def parts_of(run: Path) -> tuple[Config, build.Parts]:
     return cfg, build.build(cfg)
 
 
-def frozen_probe(run: Path, epochs: int) -> float:
-    """`linear_sgd` of a run, through the real command."""
-    cfg = runs.config(run)
-    machine = [config.word(key, cfg[key]) for key in ("device", "threads", "precision", "compile", "data_dir")]
-    assert main(["evaluate", f"run={run}", "probes=linear_sgd", f"probe_epochs={epochs}", *machine]) == 0
-    rows = runs.read_json(run, runs.SUMMARY)["readouts"]
-    (row,) = [row for row in rows if row["probe"] == "linear_sgd" and row["epochs"] == epochs]
+def frozen_probe(run: Path) -> float:
+    """`linear_sgd` of a run, from its summary."""
+    (row,) = runs.read_json(run, runs.SUMMARY)["readouts"]
+    assert row["probe"] == "linear_sgd"
     return float(row["accuracy"])
 
 
@@ -62,13 +61,18 @@ def probe_views(parts: build.Parts) -> tuple[minibatch.Views, Callable[[Tensor, 
     return views, build.views_on(parts.machine, views)
 
 
+def schedule(cfg: Config, epochs: int) -> minibatch.Schedule:
+    """Of the seed's linear evaluation."""
+    return protocols.schedule("linear_sgd", protocol="second_seed", backbone=cfg.backbone, batch_size=cfg.batch_size, epochs=epochs)
+
+
 def unfrozen_probe(run: Path, epochs: int) -> float:
     """The seed's simclr_lin.py:118: `requires_grad = False` on a module freezes nothing, and the net is in train mode."""
     cfg, parts = parts_of(run)
     views, make_views = probe_views(parts)
     images, labels = parts.dataset.split("train+val")
     test_images, test_labels = parts.dataset.split("test")
-    how = protocols.schedule("linear_sgd", protocol="second_seed", batch_size=cfg.batch_size, epochs=epochs)
+    how = schedule(cfg, epochs)
     per_epoch = steps_per_epoch(len(images), how.batch_size, drop_last=True)
     backbone = parts.method.backbone.train()
     torch.manual_seed(cfg.seed)
@@ -106,6 +110,7 @@ def hundred_labels(run: Path, epochs: int) -> float:
     test_images, test_labels = parts.dataset.split("test")
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(cfg.seed))[: 10 * len(parts.dataset.classes)]
     test = parts.embed(parts.method.backbone, test_images)
+    usual = schedule(cfg, epochs)  # an epoch of 100 images is one step: as many epochs as the others take steps
     probe = minibatch.on_views(
         parts.method.backbone,
         images[rows],
@@ -116,7 +121,7 @@ def hundred_labels(run: Path, epochs: int) -> float:
         autocast=parts.machine.autocast,
         embed_dim=test.shape[1],
         classes=len(parts.dataset.classes),
-        schedule=protocols.schedule("linear_sgd", protocol="second_seed", batch_size=len(rows), epochs=epochs),
+        schedule=replace(usual, batch_size=len(rows), epochs=epochs * usual.per_epoch(len(images))),
         seed=cfg.seed,
         max_steps=None,
         name="100 labels",
@@ -136,7 +141,7 @@ def table(found: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
-def cli() -> None:
+def cli(argv: list[str] | None = None) -> None:
     """Three encoders a seed, five read-outs, one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", help="CIFAR-10: archive, folder or image tree; downloaded without it")
@@ -147,11 +152,12 @@ def cli() -> None:
     parser.add_argument("--probe-epochs", type=int, default=10, help="of the linear evaluation; the seed had 100")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs-dir", default="runs/first_seed_faults")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     names = ("none", "cosine clamped", "rate 0.36, not 0.6", "backbone not frozen", "100 labels")
     found: dict[str, list[float]] = {name: [] for name in names}
     common = {"dataset": args.dataset, "data_dir": args.data_dir, "backbone": args.backbone, "batch_size": args.batch_size}
-    common |= {"device": "cpu", "epochs": args.epochs, "probes": "knn", "probe_every": 0, "runs_dir": args.runs_dir}
+    common |= {"device": "cpu", "epochs": args.epochs, "probe_every": 0, "runs_dir": args.runs_dir}
+    common |= {"probes": "linear_sgd", "probe_epochs": args.probe_epochs}
     for seed in args.seeds:
         honest = pretrain("simclr", seed=seed, **common)
         with patch("twoviews.methods.simclr.nt_xent", clamped_nt_xent):
@@ -160,10 +166,11 @@ def cli() -> None:
             )  # its configuration says nothing of it
         squared = 0.36 * args.batch_size / 512  # the rate and its factor were both 0.6; at another batch the same share of ours
         slow = pretrain("simclr", seed=seed, **common, learning_rate=squared, min_learning_rate=0.0006)
-        accuracies = [frozen_probe(run, args.probe_epochs) for run in (honest, clamped, slow)]
-        accuracies += [unfrozen_probe(honest, args.probe_epochs), hundred_labels(honest, 100)]
+        accuracies = [frozen_probe(run) for run in (honest, clamped, slow)]
+        accuracies += [unfrozen_probe(honest, args.probe_epochs), hundred_labels(honest, args.probe_epochs)]
         for name, accuracy in zip(names, accuracies, strict=True):
             found[name].append(accuracy)
+        Path(args.runs_dir, "accuracies.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
         print(f"\n{table(found)}\n", flush=True)
 
 

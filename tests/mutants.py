@@ -331,15 +331,28 @@ MUTANTS = [
     Mutant(
         "last weights in place of an epoch's", "commands/evaluate.py", "runs.epoch_file(path, cfg.load_epoch)", "weights", "test_seeds.py"
     ),
+    # what a reader of the whole project found
+    Mutant("an epoch is lost where nothing else is due", "train.py", "probing or keeping or saving", "probing or saving", "test_cli.py"),
+    Mutant("a collapse is not said", "train.py", "if width < SPREAD_FLOOR or rank < 2:", "if False:", "test_cli.py"),
+    Mutant("read out on other data", "runs.py", "if then != digest:", "if False:", "test_cli.py"),
+    Mutant("the clock counts what compiles", "progress.py", "if not compiling:", "if True:", "test_progress.py"),
+    Mutant("probes of other rates in one mean", "tables.py", " if _how(row) == _how(rows[0])]", "]", "test_tables.py"),
+    Mutant(
+        "augmented probe in other batches than the run",
+        "probes/protocols.py",
+        "replace(_AUGMENTED[protocol], batch_size=batch_size)",
+        "_AUGMENTED[protocol]",
+        "test_probes.py",
+    ),
     Mutant("seeds of other recipes in one mean", "tables.py", "if key not in APART", "if False", "test_tables.py"),
 ]
 
 
-def run(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, tests: str, *more: str) -> subprocess.CompletedProcess[str]:
     """pytest on some files of a copy, stopping at the first failure."""
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     files = [f"tests/{name}" for name in tests.split()]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", "--tb=line", *files]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", "--tb=line", *more, *files]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -378,7 +391,7 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         copy(Path(scratch))
-        done = run(Path(scratch), " ".join(sorted({m.tests for m in wanted})))
+        done = run(Path(scratch), " ".join(sorted({m.tests for m in wanted})), "-n", "2", "--dist", "loadfile")
         if done.returncode:
             print(done.stdout[-3000:])
             print("the tests fail without any mutant")

@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 import tiny as small
 import torch
+from torch import nn
 
 import twoviews
-from twoviews import build, config, rules, runs
+from twoviews import build, config, rules, runs, train
 from twoviews.cli import USAGE, main
 from twoviews.commands import evaluate, pretrain, report
+from twoviews.data.dataset import load
 from twoviews.methods import METHODS
 from twoviews.probes.embed import embed
+from twoviews.progress import Clock, Progress
 
 CARDS = reversed(rules.RULES["recipe"].choices)
 RECIPE = {config.load("pretrain", [f"recipe={name}"]).method: name for name in CARDS}  # the first card of each method
@@ -387,6 +390,9 @@ def test_the_seeds_read_outs_leave_the_run_as_it_is_and_see_test_labels_only_to_
     found = []
     for name, place in (("clean", data), ("wrong", poisoned(tmp_path, test=True))):
         shutil.copytree(finished, tmp_path / name)
+        manifest = json.loads((finished / runs.MANIFEST).read_text())
+        manifest["data_digest"] = load("fashion_mnist", str(place), None).digest  # or reading out is refused
+        (tmp_path / name / runs.MANIFEST).write_text(json.dumps(manifest))
         words = [
             "probes=seeds",
             "probe_epochs=20",
@@ -420,6 +426,15 @@ def test_the_seeds_read_outs_leave_the_run_as_it_is_and_see_test_labels_only_to_
         "| linear_sgd SGD 0.1, 20 epochs, batch 64 |",
     ):
         assert line in out
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "report"])
+def test_other_data_than_the_runs_are_refused(capsys: pytest.CaptureFixture[str], finished: Path, tmp_path: Path, verb: str) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    words = [f"run={tmp_path / 'run'}", f"data_dir={poisoned(tmp_path, test=True)}", "threads=1", "device=cpu"]
+    assert "the data differ from the run's" in refused(capsys, verb, *words)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_a_run_that_tunes_never_touches_the_test_set(data: Path, tmp_path: Path, no_report: None) -> None:
@@ -466,8 +481,6 @@ def test_probing_at_every_step_trains_to_the_same_weights(data: Path, tmp_path: 
 
 
 def test_a_frozen_backbone_is_frozen(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None) -> None:
-    from twoviews import train
-
     compared: list[str] = []
 
     def state(parts: build.Parts) -> dict[str, Any]:
@@ -504,6 +517,60 @@ def test_the_backbone_is_kept_every_so_many_epochs(data: Path, tmp_path: Path, n
     kept = sorted(p.name for p in path.glob("epoch-*"))
     assert kept == ["epoch-1.safetensors", "epoch-2.safetensors"]
     assert (path / kept[1]).read_bytes() == (path / runs.BACKBONE).read_bytes() != (path / kept[0]).read_bytes()
+
+
+def test_an_epoch_is_kept_whether_or_not_its_step_is_saved_probed_or_logged(data: Path, tmp_path: Path, no_report: None) -> None:
+    path = pretrained(data, tmp_path / "runs", "epochs=3", "log_interval=1", "checkpoint_every=3")
+    assert sorted(p.name for p in path.glob("epoch-*")) == [f"epoch-{n}.safetensors" for n in (1, 2, 3)]
+
+
+# ---- what a person is told while it trains ----
+
+
+def constant(self: nn.Flatten, x: torch.Tensor) -> torch.Tensor:
+    return torch.ones(len(x), 8) + 1e-6 * torch.arange(len(x))[:, None]
+
+
+def test_a_collapse_is_said_while_it_happens(tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = build.build(config.load("pretrain", tiny))
+    with Progress("train", 5, "views") as bar:
+        monkeypatch.setattr(parts.method, "features", lambda: {"h": parts.method.backbone, "z": nn.Flatten()})
+        healthy = train.monitor(parts, bar, 5)
+        assert "warning" not in capsys.readouterr().out
+        monkeypatch.setattr(nn.Flatten, "forward", constant)
+        collapsed = train.monitor(parts, bar, 5)
+    out = capsys.readouterr().out
+    assert "warning: z is collapsing: its spread is 0.00 of 1" in out
+    assert healthy["z_spread"] > 0.25 > collapsed["z_spread"]
+    assert healthy["z_rankme"] > 2 > collapsed["z_rankme"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "left", "says"),
+    [
+        ([], 100, "512 views/s: about 100 s to go, probes not counted\n"),
+        (
+            [],
+            5000,
+            "about 83 min to go, probes not counted\nover an hour: Ctrl-C keeps a checkpoint; about ten minutes: the same command with",
+        ),
+        (["epochs=100"], 100_000, "about 27.8 h to go"),
+        (["epochs=1000"], 1_000_000, "about 11.6 days to go"),
+        (["epochs=1000"], 100_000, "the same command with epochs=6\n"),
+        (["epochs=1000", "warmup_epochs=10"], 100_000, "the same command with max_steps=600\n"),  # six epochs would not end the warm-up
+        (["epochs=1000"], 1_000_000, "the same command with max_steps=600\n"),  # an epoch is longer than ten minutes
+    ],
+)
+def test_the_time_is_predicted_and_a_shorter_command_named(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], changes: list[str], left: int, says: str
+) -> None:
+    keys = {word.partition("=")[0] for word in changes}
+    cfg = config.load("pretrain", [word for word in tiny if word.partition("=")[0] not in keys] + changes)
+    clock = Clock()
+    clock.steady, clock.steady_steps = 20.0, 20  # a second a step
+    with Progress("train", left + 20, "views") as bar:
+        train._predict(bar, clock, cfg, 512, left)
+    assert says in capsys.readouterr().out
 
 
 # ---- the Python interface ----

@@ -344,6 +344,14 @@ def test_a_sweep_over_recipes_composes_each_card(monkeypatch: pytest.MonkeyPatch
     assert [dict(cfg) for cfg in seen] == [dict(card("pretrain", f"recipe={name}")) for name in RECIPES]
 
 
+def test_a_key_that_one_recipe_of_a_sweep_lacks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for recipes in ("simclr,supervised", "supervised,simclr"):
+        assert main(["pretrain", f"recipe={recipes}", "temperature=0.2", "--multirun"]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("twoviews: temperature=0.2: pretrain with recipe=supervised has no key 'temperature'")
+        assert err.count("\n") == 1
+
+
 def test_a_sweep_stops_at_the_first_failure_with_its_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     seen: list[int] = []

@@ -453,3 +453,16 @@ def test_a_part_of_a_tree_that_comes_class_by_class_has_every_class(monkeypatch:
 def test_more_training_images_than_there_are_are_refused(data: Path) -> None:
     with pytest.raises(ValueError, match=r"train_size=321: Fashion-MNIST has 320 training images"):
         dataset.load("fashion_mnist", str(data), 321)
+
+
+def test_a_download_that_fails_says_what_else_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    def fails(*args: object, **more: object) -> None:
+        raise RuntimeError("Error downloading\ntrain-images")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", fails)
+    monkeypatch.setattr(idx, "DEBIAN", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"download failed \(Error downloading train-images\): install .* or give data_dir="):
+        dataset.load("fashion_mnist", None, None)

@@ -383,8 +383,8 @@ def test_the_seeds_schedules_are_those_of_their_readmes() -> None:
     assert numbers("linear_precomp adam", "second_seed_v2", backbone="resnet50")[6] == 0.0
     assert numbers("linear_augm", "second_seed_v2", backbone="resnet50")[6] == 0.0
     assert numbers("linear_precomp adam", backbone="resnet50", weight_decay=1e-3)[6] == 1e-3
-    assert numbers("linear_augm") == ("adam", 0.1, 0.0, "epoch", 100, 1000, 0.0, 0.9, False)
-    assert numbers("linear_augm", "second_seed_v2") == ("adam", 0.1, 0.0, "epoch", 100, 1000, 5e-6, 0.9, False)
+    assert numbers("linear_augm", batch_size=1024) == ("adam", 0.1, 0.0, "epoch", 100, 1024, 0.0, 0.9, False)
+    assert numbers("linear_augm", "second_seed_v2") == ("adam", 0.1, 0.0, "epoch", 100, 512, 5e-6, 0.9, False)
     assert numbers("linear_sgd") == ("sgd", 0.2, 0.001, "step", 100, 512, 0.0, 0.9, True)
     assert numbers("linear_sgd", epochs=3, learning_rate=0.3)[1:5] == (0.3, 0.001, "step", 3)
     assert numbers("linear_sgd", learning_rate=1e-4)[2] == 1e-4, "a floor above the rate would be refused"

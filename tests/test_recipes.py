@@ -60,7 +60,7 @@ ROWS = {
     # SimCLR, appendix B.9: 1.0 x batch / 256 after ten epochs of warm-up; norms and biases neither decayed nor adapted
     "simclr_lars": Published(
         *(1024, 48, (4.0 / 480, 2.0 * (1 + math.cos(math.pi * (24_000 - 480) / 47_520)), 0.0), 1e-6, False, 0.5, 2048, (0.08, 1.0), 0.2),
-        **{"backbone": "resnet50", "interpolation": "bicubic", "head_norms": 1, "optimizer": optim.LARS, "decays_norms": False},
+        **{"backbone": "resnet50", "interpolation": "bicubic", "head_norms": 2, "optimizer": optim.LARS, "decays_norms": False},
     ),
     # W-MSE: 3e-3 after 500 steps, a fifth for the last 50 epochs, a fifth of that for the last 25
     "simclr_wmse": Published(

@@ -120,6 +120,49 @@ def test_a_chain_of_starts_of_one_step_each_is_the_straight_run(tmp_path: Path, 
     assert differences(last, straight) == []
 
 
+def test_the_default_path_of_a_cpu_goes_on_bit_for_bit_too(tmp_path: Path, half: Path) -> None:
+    """bf16 autocast, two threads, and the views in C++ where there is a compiler: what a real run uses."""
+    words = small.words(half, tmp_path, "compile=auto", "precision=bf16", "threads=2", "batch_size=32")
+    threads = torch.get_num_threads()
+    try:
+        straight = go(runs.create(tmp_path, "straight", ""), words, 5)
+        for k in (1, 3):
+            path = runs.create(tmp_path, f"stopped{k}", "")
+            go(path, words, k)
+            assert differences(go(path, words, 5), straight) == []
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_step_that_is_taken_cannot_be_asked_away(cut_short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (cut_short / runs.METRICS).read_bytes()
+    assert main(["pretrain", f"resume={cut_short}", "max_steps=1"]) == 2
+    assert f"max_steps=1: {cut_short} has taken 2 steps already" in capsys.readouterr().err
+    assert (cut_short / runs.METRICS).read_bytes() == before
+
+
+def test_a_resumed_run_says_what_all_its_processes_took_and_keeps_its_other_read_outs(cut_short: Path) -> None:
+    first = small.summary(cut_short)
+    assert main(["evaluate", f"run={cut_short}", "probes=knn_euclidean"]) == 0
+    state = checkpoint.load(cut_short)
+    state["clock"]["wall"] = 1000.0
+    checkpoint.save(cut_short, state)
+    assert main(["pretrain", f"resume={cut_short}", "max_steps=2"]) == 0  # it has taken them: nothing is trained
+    again = small.summary(cut_short)
+    assert 1000 < again["wall_seconds"] < 1000 + 60
+    assert "earlier_seconds" not in again["train"]
+    assert {row["metric"] for row in again["readouts"]} == {"cosine", "euclidean"}
+    assert len(again["readouts"]) == 2 * len(first["readouts"])
+    assert main(["pretrain", f"resume={cut_short}"]) == 0  # to its end: other weights, so the old rows go
+    assert {row["metric"] for row in small.summary(cut_short)["readouts"]} == {"cosine"}
+
+
+def test_a_run_whose_data_moved_goes_on(cut_short: Path, data: Path, tmp_path: Path) -> None:
+    moved = small.write_idx(tmp_path / "moved", small.arrays())
+    assert main(["pretrain", f"resume={cut_short}", f"data_dir={moved}", "device=cpu"]) == 0
+    assert small.summary(cut_short)["train"]["steps"] == 5
+
+
 def test_differences_sees_what_differs() -> None:
     a = {"w": torch.ones(2), "l": [1, {"x": 0.5}]}
     assert differences(a, {"w": torch.ones(2), "l": [1, {"x": 0.5}]}) == []

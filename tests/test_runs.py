@@ -296,6 +296,28 @@ def test_the_manifest_keeps_the_command_as_it_was_typed(program: str, typed: lis
     assert runs._command([program], ["python", *typed]) == kept
 
 
+def test_the_manifests_commit_is_the_packages_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of a repository that an environment happens to lie in."""
+    package = tmp_path / "lib/twoviews"
+    package.mkdir(parents=True)
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "a").write_text("a")
+    git("add", "a")
+    git("commit", "-qm", "a")
+    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
+    assert runs._commit() is None
+    (tmp_path / "twoviews").mkdir()
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "twoviews/runs.py"))
+    assert runs._commit() == git("rev-parse", "HEAD")
+    (tmp_path / "a").write_text("b")
+    assert runs._commit() == git("rev-parse", "HEAD") + "+"
+
+
 def test_a_sweeps_manifest_has_the_verb_and_no_folder_of_hydras(tmp_path: Path, data: Path) -> None:
     done = command(tmp_path, "pretrain", *words(data, tmp_path / "runs", "seed=0,1", "max_steps=1"), "--multirun")
     assert done.returncode == 0, done.stderr

@@ -113,6 +113,12 @@ def test_linear_evaluation_without_words_is_its_readme() -> None:
     assert (cfg.probe_epochs, cfg.probe_learning_rate, cfg.probe_momentum, cfg.probe_weight_decay) == (100, None, 0.9, 0.0)
 
 
+def test_a_read_out_has_the_seed_of_its_run_unless_one_is_typed() -> None:
+    assert "seed" not in config.load(*seeds.words(ROOT / "simclr_lin.py", [])[:2]).given
+    assert "seed" in config.load(*seeds.words(ROOT / "simclr_lin.py", ["seed=0"])[:2]).given
+    assert "seed" in config.load(*seeds.words(ROOT / "simclr.py", [])[:2]).given
+
+
 def test_the_readmes_moco_command_reaches_our_keys() -> None:
     verb, words, typed = seeds.words(ROOT / "moco.py", ["backbone=resnet18", "batch_size=256", "moco_k=4096", "moco_t=0.2"])
     cfg = config.load(verb, words, typed)

@@ -133,7 +133,12 @@ def test_the_first_seeds_row_has_its_own_read_out_where_there_is_one_and_the_nea
 def test_only_the_papers_own_setting_is_set_beside_the_paper() -> None:
     summary, cfg = run("simclr", 0, 0.8, backbone="resnet50")
     assert tables.first_seed([(summary, cfg)])[0]["Test Acc in Paper"] == "~93.5"
-    for changes in ({"dataset": "CIFAR-100"}, {"dataset": "CIFAR-10, 5,120 of 50,000 training images"}, {"method": "moco"}):
+    for changes in (
+        {"dataset": "CIFAR-100"},
+        {"dataset": "CIFAR-10, 5,120 of 50,000 training images"},
+        {"method": "moco"},
+        {"epochs": 100},
+    ):
         assert tables.first_seed([({**summary, **changes}, cfg)])[0]["Test Acc in Paper"] == "-"
 
 
@@ -148,11 +153,12 @@ def test_of_several_read_outs_of_one_kind_the_longest_that_was_not_cut_stands_in
     assert row["Evaluation"] == "linear_sgd 100 epochs, cut at step 20 (backbone frozen)"
 
 
-def test_read_outs_of_other_protocols_are_not_averaged() -> None:
+@pytest.mark.parametrize("changes", [{"epochs": 1}, {"learning_rate": 1.0}, {"weight_decay": 1e-4}, {"batch_size": 64}, {"steps": 20}])
+def test_read_outs_of_other_protocols_are_not_averaged(changes: dict[str, Any]) -> None:
     runs_of_three = [run("simclr", seed, 0.80 + 0.01 * seed) for seed in range(3)]
     for row in runs_of_three[2][0]["readouts"]:
         if row["probe"] == "linear_sgd":
-            row["epochs"] = 1
+            row.update(changes)
     (row,) = tables.first_seed(runs_of_three)
     assert row["Test Acc"] == "84.5 ± 0.7"
 
@@ -176,6 +182,17 @@ def test_what_is_missing_is_blank_and_what_is_not_comparable_is_marked() -> None
     for r in other["readouts"]:
         r.update({"epochs": 3} if r["probe"] == "linear_augm" else {})
     assert tables.second_seed([(other, cfg)])[0]["lin augm"] == "83.0 (3 epochs)"
+    later, cfg = run("simclr_cifar10", 0, 0.8)
+    v2 = [{**r, "weight_decay": 5e-6, "accuracy": 0.5} for r in later["readouts"] if r["probe"] == "linear_augm"]
+    v2 += [{**r, "learning_rate": 0.01, "epochs": 500, "accuracy": 0.5} for r in later["readouts"] if r.get("solver") == "adam"]
+    both = {**later, "readouts": later["readouts"] + v2}
+    assert [tables.second_seed([(both, cfg)])[0][c] for c in ("lin precomp", "lin augm")] == ["82.0", "83.0"], "the seed's own first"
+    (row,) = tables.second_seed([({**later, "readouts": v2}, cfg)])
+    assert [row[c] for c in ("lin precomp", "lin augm")] == ["50.0 (500 epochs, rate 0.01)", "50.0 (decay 5e-06)"]
+    (row,) = tables.second_seed(
+        [({**later, "readouts": [{**row, "solver": "sklearn", "epochs": 30} for row in v2 if "solver" in row]}, cfg)]
+    )
+    assert row["lin precomp"] == "50.0 (scikit-learn, 30 passes)"
     tuned = run("simclr_cifar10", 0, 0.8, readouts=rows("trained", 0.8, split="val"), uses_labels=True)
     (row,) = tables.race([tuned])
     assert (row["Data"], row["Recipe"]) == ("CIFAR-10 (JPEG copy), val", "simclr_cifar10 (uses labels)")

@@ -97,12 +97,12 @@ def check(verb: str, argv: Sequence[str], *, sweep: bool, typed: Sequence[str] |
     for override, raw in zip(overrides, shown, strict=True):
         if override.key_or_group == "recipe" and verb == "pretrain":
             _check_values(verb, override, raw, sweep)
-    first = f"recipe={_values(recipes[-1])[0]}" if recipes and verb == "pretrain" else None
-    card = _compose(verb, [first] if first else [])
+    asked = [f"recipe={name}" for name in _values(recipes[-1])] if recipes and verb == "pretrain" else []
+    cards = {f"{verb} with {first}": _compose(verb, [first]) for first in asked} or {verb: _compose(verb, [])}
     for override, raw in zip(overrides, shown, strict=True):
-        if override.key_or_group not in card:
-            where = f"{verb} with {first}" if first else verb
-            raise ValueError(f"{raw}: {where} has no key {override.key_or_group!r}{_hint(override.key_or_group, list(card))}")
+        for where, card in cards.items():
+            if override.key_or_group not in card:
+                raise ValueError(f"{raw}: {where} has no key {override.key_or_group!r}{_hint(override.key_or_group, list(card))}")
         _check_values(verb, override, raw, sweep)
     seen = [o.key_or_group for o in overrides]
     for key in seen:

@@ -84,6 +84,8 @@ class Clock:
         self.steady = 0.0  # seconds, steps that compile left out
         self.steady_steps = 0
         self.epochs: list[float] = []
+        self.earlier = 0.0  # wall clock of the processes before a resume
+        self._began = time.perf_counter()
         self._mark = 0.0
         self._epoch = 0.0
         self._epoch_steps = 0
@@ -129,7 +131,8 @@ class Clock:
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"total": self.total, "steady": self.steady, "steady_steps": self.steady_steps, "epochs": self.epochs}
+        wall = self.earlier + time.perf_counter() - self._began
+        return {"total": self.total, "steady": self.steady, "steady_steps": self.steady_steps, "epochs": self.epochs, "wall": wall}
 
     def load(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
@@ -139,3 +142,4 @@ class Clock:
             state["steady_steps"],
             state["epochs"],
         )
+        self.earlier = state["wall"]

@@ -146,7 +146,7 @@ RULES: dict[str, Rule] = {
     # once in a while, in epochs
     "probe_every": Rule(float, 0, 100_000),
     "checkpoint_every": Rule(float, 0, 100_000, above=True),
-    "log_interval": Rule(float, 0, 100_000),
+    "log_interval": Rule(int, 0, 100_000),
     # afterwards
     "probes": Rule(str, choices=("fast", "seeds", "knn", "knn_euclidean", "linear_precomp", "linear_augm", "linear_sgd"), words=True),
     "solver": Rule(str, choices=("lbfgs", "adam", "sklearn"), null=True),

@@ -204,6 +204,21 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
         raise ValueError(f"{path / name}: not JSON ({error})") from None
 
 
+def check_data(path: Path, digest: str) -> None:
+    """Refuse to go on with, or to read out, a run on other data than it was trained on.
+
+    Args:
+        path: the run.
+        digest: of the data at hand.
+
+    Raises:
+        ValueError: if the run's manifest has another one.
+    """
+    then = read_json(path, MANIFEST).get("data_digest")
+    if then != digest:
+        raise ValueError(f"{path}: the data differ from the run's (digest {digest[:12]}, then {str(then)[:12]}): data_dir= names a place")
+
+
 def manifest(**more: Any) -> dict[str, Any]:
     """Where and how a run ran: command, git commit, versions, machine, and whatever the caller adds."""
     return {
@@ -239,6 +254,8 @@ def _commit() -> str | None:
         return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")) != here.parent.resolve():  # an environment inside somebody's repository
+            return None
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -104,8 +104,9 @@ def words(script: Path, argv: Sequence[str]) -> tuple[str, list[str], list[str]]
             ours.append(f"{NAMES.get(key, key)}={value}")
             typed.append(raw)
     given = {w.partition("=")[0]: w.partition("=")[2] for w in ours}
+    unread = (WORKERS, *about.unread, *(["seed"] if about.verb == "evaluate" else []))  # a read-out has the seed of its run, unless typed
     for key, kept in stored.items():
-        if key not in (WORKERS, *about.unread):
+        if key not in unread:
             name = NAMES.get(key, key)
             said[name] = (word(name, kept), f"{about.config}: {word(key, kept)}")
     if about.verb == "evaluate" and "run" in given:  # named: it need not be like anything

@@ -16,7 +16,7 @@ APART = {
     *("probe_epochs", "probe_learning_rate", "probe_momentum", "probe_weight_decay"),
 }
 # What the first seed's README quotes from the SimCLR paper.
-IN_PAPER = {("simclr", "resnet50", "CIFAR-10"): "~93.5"}
+IN_PAPER = {("simclr", "resnet50", "CIFAR-10", "1000"): "~93.5"}
 
 
 def groups(found: Sequence[Run]) -> list[list[Run]]:
@@ -34,6 +34,7 @@ def first_seed(found: Sequence[Run]) -> list[Row]:
     for group in groups(found):
         summary, config = group[0]
         name, accuracies = _nearest(group)
+        setting = (summary["method"], summary["backbone"], summary["dataset"].removesuffix(" (JPEG copy)"), _epochs(summary))
         rows.append(
             {
                 "Evaluation": name,
@@ -44,9 +45,7 @@ def first_seed(found: Sequence[Run]) -> list[Row]:
                 "Memory": f"{max(s['train']['peak_bytes'] for s, _ in group) / 2**30:.1f}G",
                 "Training Time / Epoch": f"{_seconds(group)} s",
                 "Test Acc": spread(accuracies),
-                "Test Acc in Paper": IN_PAPER.get(
-                    (summary["method"], summary["backbone"], summary["dataset"].removesuffix(" (JPEG copy)")), "-"
-                ),
+                "Test Acc in Paper": IN_PAPER.get(setting, "-"),
             }
             | _about(group)
         )
@@ -126,7 +125,7 @@ def race(found: Sequence[Run]) -> list[Row]:
             "Epochs": _epochs(group[0][0]),
             "Time": _minutes(group),
             "Loss/batch": _loss(group),
-            "kNN k=10": _spread_of(group, probe="knn", k=10, metric="cosine", weights="uniform"),
+            "kNN k=10": _spread_of(group, _KNN),
         }
         | _about(group)
         for group in groups(found)
@@ -151,12 +150,12 @@ def _about(group: list[Run]) -> Row:
 
 
 def _readouts(group: list[Run]) -> Row:
-    solver = "adam" if _row(group[0][0], probe="linear_precomp", solver="adam") else "lbfgs"
+    solvers = [{"probe": "linear_precomp", "solver": solver} for solver in ("adam", "sklearn", "lbfgs")]
     return {
-        "kNN k=5": _spread_of(group, probe="knn", k=5, metric="cosine", weights="uniform"),
-        "kNN k=10": _spread_of(group, probe="knn", k=10, metric="cosine", weights="uniform"),
-        "lin precomp": _spread_of(group, probe="linear_precomp", solver=solver),
-        "lin augm": _spread_of(group, probe="linear_augm"),
+        "kNN k=5": _spread_of(group, {**_KNN, "k": 5}),
+        "kNN k=10": _spread_of(group, _KNN),
+        "lin precomp": _spread_of(group, solvers[0] | _STANDARD, *solvers),
+        "lin augm": _spread_of(group, {"probe": "linear_augm", **_STANDARD}, {"probe": "linear_augm"}),
     }
 
 
@@ -209,21 +208,40 @@ def _named(row: dict[str, Any]) -> str:
         return f"kNN k={row['k']} {row['metric']}"
     if row.get("solver") == "lbfgs":
         return f"{row['probe']} L-BFGS"
-    return f"{row['probe']} {row['epochs']} epochs" + (f", cut at step {row['steps']}" if "steps" in row else "")
+    solver = "scikit-learn " if row.get("solver") == "sklearn" else ""
+    return f"{row['probe']} {solver}{row['epochs']} epochs" + (f", cut at step {row['steps']}" if "steps" in row else "")
 
 
 def _accuracies(group: list[Run], **wanted: Any) -> list[float]:
     """In per cent, of the runs that were read out in the same way as the first."""
     rows = [row for summary, _ in group if (row := _row(summary, **wanted))]
-    return [100 * row["accuracy"] for row in rows if _named(row) == _named(rows[0])]
+    return [100 * row["accuracy"] for row in rows if _how(row) == _how(rows[0])]
 
 
-def _spread_of(group: list[Run], **wanted: Any) -> str:
-    """`mean ± std`, with a remark where a probe is not the second seed's own."""
-    row = _row(group[0][0], **wanted)
-    own = not row or row["probe"] == "knn" or ("steps" not in row and _STANDARD.items() <= row.items())
-    remark = "" if own else f" ({_named(row).removeprefix(row['probe'] + ' ')})"
-    return spread(_accuracies(group, **wanted)) + remark
+def _how(row: dict[str, Any]) -> dict[str, Any]:
+    """What makes two read-outs one protocol: all that a row says but its result, its seed and what L-BFGS chose."""
+    chosen = ("weight_decay",) if row.get("solver") == "lbfgs" else ("epochs",) if row.get("solver") == "sklearn" else ()
+    return {key: value for key, value in row.items() if key not in ("accuracy", "seconds", "seed", *chosen)}
+
+
+def _spread_of(group: list[Run], *wanted: dict[str, Any]) -> str:
+    """`mean ± std` of the first read-out of `wanted` that there is, with a remark where a probe is not the second seed's own."""
+    for fields in wanted:
+        if row := _row(group[0][0], **fields):
+            return spread(_accuracies(group, **fields)) + _remark(row)
+    return ""
+
+
+def _remark(row: dict[str, Any]) -> str:
+    """What sets a probe apart from the second seed's own."""
+    if row["probe"] == "knn":
+        return ""
+    if row.get("solver") in ("lbfgs", "sklearn"):
+        return " (L-BFGS)" if row["solver"] == "lbfgs" else f" (scikit-learn, {row['epochs']} passes)"
+    said = [("epochs", "{} epochs"), ("learning_rate", "rate {:g}"), ("weight_decay", "decay {:g}")]
+    differs = [text.format(row[key]) for key, text in said if row[key] != _STANDARD[key]]
+    cut = [f"cut at step {row['steps']}"] if "steps" in row else []
+    return f" ({', '.join(differs + cut)})" if differs + cut else ""
 
 
 def headline(summary: dict[str, Any], of: str = "trained") -> float | None:
@@ -277,14 +295,5 @@ def latex(rows: list[Row]) -> str:
     escape = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$"})
     body = [" & ".join(row.get(c, "").translate(escape) for c in columns) + r" \\" for row in rows]
     head = " & ".join(c.translate(escape) for c in columns) + r" \\"
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{'l' * len(columns)}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-    )
+    lines = [rf"\begin{{tabular}}{{{'l' * len(columns)}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines)

@@ -83,10 +83,10 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
             compiled.add(len(rows))
             bar.add()
             ending = stop.signal is not None or done == last
-            probing, saving = _due(done, probe_every), _due(done, save_every) or ending
+            probing, keeping, saving = _due(done, probe_every), _due(done, keep_every), _due(done, save_every) or ending
             if done - start == PREDICT_AT:
                 _predict(bar, clock, cfg, views_per_step, last - done)
-            if len(pending) >= FLUSH_EVERY or probing or saving:
+            if len(pending) >= FLUSH_EVERY or probing or keeping or saving:
                 _read_losses(pending)  # waits for the device
                 clock.pause()
                 pending[-1].update(views_per_s=round(clock.rate(views_per_step), 1), seconds=round(clock.total, 3))
@@ -95,6 +95,8 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
                     pending[-1].update(monitor(parts, bar, done))
                 run.log(pending)
                 pending.clear()
+                if keeping:  # before the checkpoint: a run that is killed between the two takes this step again
+                    run.write(f"epoch-{done // spe}.safetensors", backbone_bytes(cfg, parts))
                 if saving:
                     state = {
                         "step": done,
@@ -103,8 +105,6 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
                         "clock": clock.state(),
                     }
                     checkpoint.save(run.path, state)
-                if _due(done, keep_every):
-                    run.write(f"epoch-{round(done / spe)}.safetensors", backbone_bytes(cfg, parts))
                 clock.start()
             if stop.signal is not None:
                 bar.line(f"stopped at step {done} of {last}, checkpoint kept: twoviews pretrain resume={run.path}")
@@ -118,6 +118,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
         "loss": sum(row["loss"] for row in rows_logged[-spe:]) / max(1, len(rows_logged[-spe:])),
         "views_per_s": round(clock.rate(views_per_step), 1),
         "peak_bytes": device.peak_bytes(machine.device),
+        "earlier_seconds": round(clock.earlier, 3),
     }
     return 0, summary
 
@@ -129,6 +130,8 @@ def _restore(run: runs.RunFolder, parts: Parts, last: int) -> tuple[int, Clock]:
         run.truncate_metrics(0)
         return 0, clock
     state = checkpoint.load(run.path)
+    if state["step"] > last:
+        raise ValueError(f"max_steps={last}: {run.path} has taken {state['step']} steps already: choose at least that, or leave it out")
     parts.method.load_state_dict(state["method"])
     parts.optimizer.load_state_dict(state["optimizer"])
     clock.load(state["clock"])
@@ -187,8 +190,9 @@ def _predict(bar: Progress, clock: Clock, cfg: Config, views_per_step: float, le
     bar.line(f"{clock.rate(views_per_step):,.0f} views/s: about {_duration(seconds)} to go, probes not counted")
     if seconds > 3600:
         short = max(1, int(cfg.epochs * 600 / seconds))
-        fits = f"epochs={short}" if short * seconds / cfg.epochs <= 900 else f"max_steps={max(1, int(600 / clock.per_step()))}"
-        bar.line(f"over an hour: Ctrl-C keeps a checkpoint; about ten minutes: twoviews pretrain recipe={cfg.recipe} {fits}")
+        whole = short > cfg.warmup_epochs and short * seconds / cfg.epochs <= 900
+        fits = f"epochs={short}" if whole else f"max_steps={max(1, int(600 / clock.per_step()))}"
+        bar.line(f"over an hour: Ctrl-C keeps a checkpoint; about ten minutes: the same command with {fits}")
 
 
 def _duration(seconds: float) -> str:

@@ -38,10 +38,10 @@ def run(cfg: Config) -> int:
         if not summary:
             raise ValueError(f"run={path}: not finished: twoviews pretrain resume={path} goes on")
         parts = build.build(run_cfg)
+        runs.check_data(path, parts.dataset.digest)
         seed = cfg.seed if "seed" in cfg.given else stored["seed"]
         rows = read_outs(Config({**run_cfg, "init": stored["init"]}), parts, probes, of=of, seed=seed, max_steps=cfg.max_steps)
-        kept = [row for row in summary.get("readouts", []) if _identity(row) not in {_identity(new) for new in rows}]
-        summary["readouts"] = kept + rows
+        summary["readouts"] = joined(summary["readouts"], rows)
         folder.write(runs.SUMMARY, summary)
     print(table({**summary, "readouts": rows if cfg.load_epoch is not None else summary["readouts"]}))
     if cfg.table:  # the row of what was read out now
@@ -56,6 +56,11 @@ def run(cfg: Config) -> int:
 
 def _said(like: dict[str, Any]) -> str:
     return f" with {', '.join(f'{key}={value}' for key, value in like.items())}" if like else ""
+
+
+def joined(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a run with new ones behind them, in place of those of the same protocol."""
+    return [row for row in old if _identity(row) not in {_identity(other) for other in new}] + new
 
 
 def _identity(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from twoviews.config import Config
 from twoviews.methods import METHODS
 from twoviews.probes import protocols
 
-FREE_ON_RESUME = ("resume", "max_steps", "debug", "runs_dir", "table")  # all else decides the numbers
+FREE_ON_RESUME = ("resume", "max_steps", "debug", "runs_dir", "data_dir", "table")  # all else decides the numbers
 FROM_MANIFEST = (
     "device",
     "threads",
@@ -56,9 +56,7 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
         cfg = _resumed(cfg, path)
         probes = protocols.parse(cfg.probes, cfg.solver)
         parts = build.build(cfg)
-        seen = runs.read_json(path, runs.MANIFEST).get("data_digest")
-        if seen != parts.dataset.digest:
-            raise ValueError(f"resume={path}: the data differ from the run's (digest {parts.dataset.digest[:12]}, then {str(seen)[:12]})")
+        runs.check_data(path, parts.dataset.digest)
         by, then = build.views_by(parts.machine), runs.read_json(path, runs.MANIFEST).get("views_by")
         if by != then:
             raise ValueError(
@@ -78,6 +76,10 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
             return path, code
         folder.write(runs.BACKBONE, build.backbone_bytes(cfg, parts))
         rows = evaluate.read_outs(cfg, parts, probes, seed=cfg.seed)
+        before = runs.read_json(path, runs.SUMMARY)  # of a finished run that was resumed: nothing was trained, its rows stand
+        if before and before["train"]["steps"] == trained["steps"]:
+            rows = evaluate.joined(before["readouts"], rows)
+        earlier = trained.pop("earlier_seconds")
         summary = {
             "recipe": cfg.recipe,
             "method": cfg.method,
@@ -91,7 +93,7 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
             "peak_learning_rate": parts.peak_rate,
             "train": trained,
             "readouts": rows,
-            "wall_seconds": round(time.perf_counter() - began, 1),
+            "wall_seconds": round(earlier + time.perf_counter() - began, 1),
         }
         folder.write(runs.SUMMARY, summary)
         print(evaluate.table(summary))
@@ -105,23 +107,23 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
 
 def _resumed(cfg: Config, path: Path) -> Config:
     """The run's own configuration; what the command line says must not contradict it."""
-    stored = runs.config(path)
+    stored, used = runs.config(path), runs.read_json(path, runs.MANIFEST)
+    if not used:
+        raise ValueError(f"resume={path}: no {runs.MANIFEST}: the run stopped before its first step; start it again")
+    stored |= {key: used[key] for key in FROM_MANIFEST}
     changed = [
         f"{key}: {stored.get(key)} in the run, {cfg[key]} asked"
         for key in cfg.given
-        if key not in FREE_ON_RESUME and cfg[key] != stored.get(key)
+        if key not in FREE_ON_RESUME and cfg[key] not in (stored.get(key), "auto")
     ]
     if changed:
         raise ValueError(
             f"resume={path}: a resumed run keeps its recipe ({'; '.join(changed)}): start a new one from its weights with init={path}"
         )
-    used = runs.read_json(path, runs.MANIFEST)
-    if not used:
-        raise ValueError(f"resume={path}: no {runs.MANIFEST}: the run stopped before its first step; start it again")
     free = {key: cfg[key] for key in FREE_ON_RESUME if key in cfg.given or key == "resume"}
     if "max_steps" not in cfg.given:
         free["max_steps"] = None  # a run cut short by max_steps goes on to its end
-    return Config({**stored, **{key: used[key] for key in FROM_MANIFEST}, **free})
+    return Config({**stored, **free})
 
 
 def _manifest(cfg: Config, parts: build.Parts) -> dict[str, Any]:

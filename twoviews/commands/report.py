@@ -33,7 +33,9 @@ def run(cfg: Config) -> int:
             "device": cfg.device,
             "threads": cfg.threads,
         }
-        write(folder, build.build(Config({**stored, **here})))
+        parts = build.build(Config({**stored, **here}))
+        runs.check_data(path, parts.dataset.digest)
+        write(folder, parts)
     return 0
 
 

@@ -1,6 +1,6 @@
-"""The supervised upper bound: the same backbone, views and optimiser, but cross entropy on the labels.
+"""The supervised upper bound: the same backbone, views and loop, but cross entropy on the labels.
 
-Differences from the usual baseline: it sees the recipe's views, each of them, so that nothing but the loss differs.
+Differences from the usual baseline: it sees the recipe's views, each of them.
 """
 
 from __future__ import annotations

@@ -22,14 +22,14 @@ SEEDS = ("knn", "knn_euclidean", "linear_precomp", "linear_precomp adam", "linea
 ON_IMAGES = ("linear_augm", "linear_sgd")  # these need the backbone and the images, not features
 
 # The second seed's read-outs: `second_seed` is the README that this project was given, `second_seed_v2` its last revision. Its images
-# were augmented by crops of a fifth of the area and more, and flips; neither says the batch of that probe: the precomputed one's.
+# were augmented by crops of a fifth of the area and more, and flips, in batches as large as those of the training.
 _FEATURES = {
     "second_seed": Schedule("adam", 0.1, epochs=100, batch_size=1000),
     "second_seed_v2": Schedule("adam", 0.01, epochs=500, batch_size=1000, weight_decay=5e-6),
 }
 _AUGMENTED = {
-    "second_seed": Schedule("adam", 0.1, epochs=100, batch_size=1000),
-    "second_seed_v2": Schedule("adam", 0.1, epochs=100, batch_size=1000, weight_decay=5e-6),
+    "second_seed": Schedule("adam", 0.1, epochs=100, batch_size=1024),
+    "second_seed_v2": Schedule("adam", 0.1, epochs=100, batch_size=512, weight_decay=5e-6),
 }
 PROTOCOLS = tuple(_FEATURES)
 CROPS = {"linear_augm": (0.2, 1.0), "linear_sgd": (0.08, 1.0)}  # areas
@@ -69,13 +69,15 @@ def schedule(name: str, *, protocol: str, backbone: str, batch_size: int, **chan
         name: `linear_precomp adam`, `linear_augm` or `linear_sgd`.
         protocol: one of `PROTOCOLS`: whose numbers the first two have.
         backbone: of the run: the second seed's last revision decays nothing with resnet50.
-        batch_size: of the run: the first seed's probe has its batch, and a rate of 0.1 x batch / 256.
+        batch_size: of the run: both probes on images have its batch, the first seed's a rate of 0.1 x batch / 256.
         changes: fields of `Schedule`; None leaves one as the protocol has it.
     """
     if name == "linear_sgd":
         found = Schedule("sgd", 0.1 * batch_size / 256, epochs=100, batch_size=batch_size, floor=0.001, unit="step", drop_last=True)
+    elif name == "linear_augm":
+        found = replace(_AUGMENTED[protocol], batch_size=batch_size)
     else:
-        found = (_FEATURES if name.startswith("linear_precomp") else _AUGMENTED)[protocol]
+        found = _FEATURES[protocol]
     if backbone == "resnet50":
         found = replace(found, weight_decay=0.0)
     found = replace(found, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]

@@ -1,0 +1,105 @@
+"""What a person is told while they wait: a bar, or plain lines without a terminal; and a clock that counts training alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import pytest
+
+from twoviews import progress
+from twoviews.progress import Clock, Progress
+
+Tick = Callable[[float], None]
+
+
+@pytest.fixture
+def tick(monkeypatch: pytest.MonkeyPatch) -> Tick:
+    """A clock that moves when it is told to."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+
+    def forward(seconds: float) -> None:
+        now[0] += seconds
+
+    return forward
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_without_a_terminal_a_line_every_fifteen_seconds(tick: Tick, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("train", 40, "views", start=10, scale=512) as bar:
+        for _ in range(10):
+            tick(2)
+            bar.add(1, "loss 3.1")
+    out = capsys.readouterr()
+    # Eight steps of two seconds, of thirty: 22 are left, and the rate leaves out the ten before the start.
+    assert out.out == "train 18/40, 256 views/s, 44 s left loss 3.1\n"
+    assert out.err == ""
+
+
+def test_on_a_terminal_a_bar_with_rate_and_time_left(
+    tick: Tick, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(progress.sys, "stderr", screen)
+    with Progress("embed", 10, "images", scale=100) as bar:
+        for _ in range(5):
+            tick(1)
+            bar.add()
+        bar.bar.refresh()
+        bar.line("a line between")
+    shown = screen.getvalue()
+    assert "embed  50%" in shown
+    assert "100 images/s" in shown
+    assert "<" in shown.split("[")[-1], "elapsed<remaining"
+    assert capsys.readouterr().out.strip() == "a line between"
+
+
+def test_the_clock_leaves_out_what_compiles_and_what_pauses(tick: Tick) -> None:
+    clock = Clock()
+    clock.start()
+    tick(30)
+    clock.step(1, 4, compiling=True)  # the first step compiles
+    for done in (2, 3, 4):
+        tick(1)
+        clock.step(done, 4, compiling=False)
+    clock.pause()
+    tick(50)  # a probe
+    clock.start()
+    for done in range(5, 9):
+        tick(2)
+        clock.step(done, 4, compiling=False)
+    assert clock.total == 41
+    assert clock.epochs == [4, 8], "the first epoch's three steady steps stand for four"
+    assert clock.epoch_seconds(4) == 6
+    assert clock.per_step() == pytest.approx(11 / 7)
+    assert clock.rate(14) == pytest.approx(14 * 7 / 11)
+
+
+def test_waiting_for_the_device_counts(tick: Tick) -> None:
+    clock = Clock()
+    clock.start()
+    clock.step(1, 10, compiling=False)
+    tick(3)
+    clock.pause()
+    assert clock.total == clock.steady == 3
+
+
+def test_a_resumed_clock_adds_up(tick: Tick) -> None:
+    first = Clock()
+    first.start()
+    tick(5)
+    first.step(1, 2, compiling=False)
+    tick(7)  # not training
+    state = first.state()
+    second = Clock()
+    second.load(state)
+    tick(1)
+    assert (second.total, second.earlier) == (5, 12)
+    assert second.state()["wall"] == 13
+    assert second.epoch_seconds(2) == 10, "no whole epoch: from the mean step"
