@@ -140,8 +140,12 @@ MUTANTS = [
     # read-outs
     Mutant("probe in train mode", "probes/embed.py", "    module.eval()", "    module.train()", "test_probes.py"),
     Mutant("modes not restored", "probes/embed.py", "part.training = mode", "part.training = False", "test_probes.py"),
-    Mutant("every k votes with all", "probes/knn.py", "votes[:, k - 1]", "votes[:, max(ks) - 1]", "test_probes.py"),
-    Mutant("neighbours by dot product", "probes/knn.py", "F.normalize(bank, dim=1),", "bank,", "test_probes.py"),
+    Mutant(
+        "every k votes with all", "probes/knn.py", "vote(found, bank_labels, k=k,", "vote(found, bank_labels, k=max(ks),", "test_probes.py"
+    ),
+    Mutant("neighbours by dot product", "probes/knn.py", "product * inverse if", "product if", "test_probes.py"),
+    Mutant("any of those that tie with the last neighbour", "probes/knn.py", "if beyond.any():", "if False:", "test_probes.py"),
+    Mutant("weights that underflow", "probes/knn.py", "((similarity - similarity[:, :1]) /", "(similarity /", "test_probes.py"),
     Mutant(
         "weight decay chosen on the training rows",
         "probes/linear.py",
@@ -152,12 +156,12 @@ MUTANTS = [
     Mutant("bias decayed", "probes/linear.py", "w[:, :-1].square().sum()", "w.square().sum()", "test_probes.py"),
     Mutant(
         "weight decay chosen on test",
-        "commands/evaluate.py",
-        '[data.split("train"), data.split("val"), data.split("test")]',
-        '[data.split("train"), data.split("test"), data.split("test")]',
+        "readout.py",
+        'data.split("train"), data.split("val"), data.split("test"), "test"',
+        'data.split("train"), data.split("test"), data.split("test"), "test"',
         "test_cli.py",
     ),
-    Mutant("tuning reads the test set", "commands/evaluate.py", 'data.split("val")], "val"', 'data.split("test")], "val"', "test_cli.py"),
+    Mutant("tuning reads the test set", "readout.py", 'data.split("val"), "val"', 'data.split("test"), "val"', "test_cli.py"),
     Mutant("monitor reads the test set", "train.py", 'parts.dataset.split("val")', 'parts.dataset.split("test")', "test_cli.py"),
     # data
     Mutant("val stays in train", "data/dataset.py", "rest[self.val_rows] = False", "rest[self.val_rows] = True", "test_data.py"),
@@ -319,12 +323,8 @@ MUTANTS = [
         "test_minibatch.py",
     ),
     Mutant("first seed's probe at one rate", "probes/protocols.py", "0.1 * batch_size / 256", "0.1", "test_probes.py"),
-    Mutant(
-        "Euclidean without the banks' squares", "probes/knn.py", "penalty = bank.square().sum(1) / 2", "penalty = 0.0", "test_probes.py"
-    ),
-    Mutant(
-        "Euclidean far from zero", "probes/knn.py", "bank, queries = bank - bank.mean(0), queries - bank.mean(0)", "pass", "test_probes.py"
-    ),
+    Mutant("Euclidean without the banks' squares", "probes/knn.py", "torch.sub(product, squares, alpha=0.5)", "product", "test_probes.py"),
+    Mutant("Euclidean far from zero", "probes/knn.py", "FAR = 100.0", "FAR = 1e30", "test_probes.py"),
     Mutant("linear evaluation of any run", "runs.py", "if like.items() <= config(path).items()]", "if True]", "test_seeds.py"),
     Mutant("latest is the one read out last", "runs.py", "(path / BACKBONE).stat()", "(path / SUMMARY).stat()", "test_seeds.py"),
     Mutant("MoCo's decay is SGD's momentum", "seeds.py", '"moco_m": "ema_decay"', '"moco_m": "momentum"', "test_seeds.py"),

@@ -35,6 +35,7 @@ GROUND: dict[str, set[str]] = {
     "rules": set(),
     "progress": set(),
     "tables": set(),
+    "formats": set(),
     "seeds": {"config", "rules"},
     "data": {"data", "progress"},
 }
@@ -43,13 +44,14 @@ ABOVE: dict[str, set[str]] = {
     "probes": {"probes", "views", "optim", "parallel", "progress"},
     "build": {*GROUND, "methods", "probes"},
     "train": {*GROUND, "methods", "probes", "build"},
-    "commands": {*GROUND, "methods", "probes", "build", "train", "commands"},
+    "readout": {*GROUND, "methods", "probes", "build"},
+    "commands": {*GROUND, "methods", "probes", "build", "train", "readout", "commands"},
     "cli": {"config", "rules", "seeds", "commands"},
     "__main__": {"cli"},
     "__init__": {*GROUND, "methods", "probes", "build", "commands"},  # lazily: the names of the Python interface
 }
 MAY = {**GROUND, **ABOVE}
-SEE_CONFIG = {"build", "train", "commands", "cli", "seeds"}
+SEE_CONFIG = {"build", "train", "readout", "commands", "cli", "seeds"}
 
 
 def part(name: str) -> str:

@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 import twoviews
-from twoviews import build, config, rules, runs, train
+from twoviews import build, config, readout, rules, runs, train
 from twoviews.cli import USAGE, main
-from twoviews.commands import evaluate, pretrain, report
+from twoviews.commands import pretrain, report
 from twoviews.data.dataset import load
+from twoviews.data.idx import CLASSES
 from twoviews.methods import METHODS
 from twoviews.probes.embed import embed
 from twoviews.progress import Clock, Progress
@@ -70,6 +71,12 @@ def poisoned(tmp_path: Path, *, train: bool = False, test: bool = False, test_im
     if test_images:
         parts[2] = 255 - parts[2]
     return small.write_idx(tmp_path / "poisoned", parts)
+
+
+def forget(row: dict[str, Any]) -> None:
+    """A read-out's result, so that its protocol is left."""
+    for key in ("accuracy", "per_class", "confusion", "seconds"):
+        row.pop(key, None)
 
 
 def weights(path: Path) -> bytes:
@@ -193,7 +200,7 @@ def test_the_summary_has_a_row_a_protocol_and_kind_of_features(finished: Path) -
     rows = summary["readouts"]
     keys = {"knn": {"k", "metric", "weights"}, "linear_precomp": {"solver", "weight_decay"}}
     for row in rows:
-        assert set(row) == {"of", "probe", "features", "split", "accuracy", "seconds"} | keys[row["probe"]]
+        assert set(row) - {"confusion"} == {"of", "probe", "features", "split", "accuracy", "per_class", "seconds"} | keys[row["probe"]]
         assert 0 <= row["accuracy"] <= 1
         assert row["split"] == "test"
         assert row["features"] == ("pixels" if row["of"] == "raw_pixels" else "h")
@@ -247,12 +254,12 @@ class Links(HTMLParser):
         self.found += [(name, value or "") for name, value in attrs if name in ("src", "href", "srcset", "action", "data", "poster")]
 
 
-def test_the_report_is_one_file_with_command_table_and_three_pictures(finished: Path) -> None:
+def test_the_report_is_one_file_with_command_tables_and_pictures(finished: Path) -> None:
     html = (finished / "report.html").read_text(encoding="utf-8")
     links = Links()
     links.feed(html)
     pictures = [value for name, value in links.found if name == "src"]
-    assert len(pictures) == 3
+    assert len(pictures) == 3 + 2, "loss, kNN and views; which class was taken for which, by two probes"
     assert all(value.startswith("data:image/png;base64,") and len(value) > 2000 for value in pictures)
     assert [name for name, value in links.found if not value.startswith("data:")] == []  # no external request
     assert not re.search(r"@import|url\(", html)
@@ -260,7 +267,7 @@ def test_the_report_is_one_file_with_command_table_and_three_pictures(finished: 
     assert json.loads((finished / "manifest.json").read_text())["command"].split()[0] in html
     for row in small.summary(finished)["readouts"]:
         assert f"{100 * row['accuracy']:.1f}" in html
-    assert html.count("<tr>") == 1 + 6
+    assert html.count("<tr>") == 1 + 6 + 1 + 2, "read-outs, and how h and z lie"
 
 
 def test_names_in_the_report_are_escaped(tmp_path: Path, finished: Path) -> None:
@@ -380,7 +387,7 @@ def test_wrong_test_labels_change_the_final_accuracy_and_nothing_else(finished: 
         w["accuracy"] < c["accuracy"] for c, w in zip(clean, wrong, strict=True)
     )  # ten classes moved by one: most answers turn wrong
     for row in clean + wrong:
-        del row["accuracy"], row["seconds"]
+        forget(row)
     assert wrong == clean  # the chosen weight decay too
 
 
@@ -417,7 +424,7 @@ def test_the_seeds_read_outs_leave_the_run_as_it_is_and_see_test_labels_only_to_
     ours = [row for low, row in zip(lower, found[0], strict=True) if row["of"] == "trained" and not low]
     assert not ours
     for row in found[0] + found[1]:
-        del row["accuracy"], row["seconds"]
+        forget(row)
     assert found[0] == found[1]
     out = capsys.readouterr().out
     for line in (
@@ -428,6 +435,35 @@ def test_the_seeds_read_outs_leave_the_run_as_it_is_and_see_test_labels_only_to_
         assert line in out
 
 
+def test_the_summary_has_accuracies_of_each_class_and_says_how_the_features_lie(finished: Path) -> None:
+    summary = small.summary(finished)
+    assert summary["classes"] == list(CLASSES)
+    for row in summary["readouts"]:
+        assert sum(row["per_class"]) / 10 == pytest.approx(row["accuracy"]), "ten test images of each class"
+        if (row["probe"], row.get("k")) in (("knn", 10), ("linear_precomp", None)):
+            counts = np.array(row["confusion"])
+            assert counts.sum() == small.TEST
+            assert np.trace(counts) / small.TEST == pytest.approx(row["accuracy"])
+        else:
+            assert "confusion" not in row
+    assert set(summary["diagnostics"]) == {"h", "z"}
+    for found in summary["diagnostics"].values():
+        assert found["rankme"] >= 1
+        assert 0 < found["std"] <= 1.1
+        assert -4 < found["uniformity"] < 0 < found["alignment"] < 4
+
+
+def test_diagnosing_leaves_the_method_as_it_is_and_needs_no_label(tiny: list[str]) -> None:
+    cfg = config.load("pretrain", tiny)
+    parts = build.build(cfg)
+    before = {name: tensor.clone() for name, tensor in parts.method.state_dict().items()}
+    found = readout.diagnose(cfg, parts)
+    assert parts.method.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in parts.method.state_dict().items())
+    parts.dataset.labels.zero_()
+    assert readout.diagnose(cfg, parts) == found
+
+
 @pytest.mark.parametrize("verb", ["evaluate", "report"])
 def test_other_data_than_the_runs_are_refused(capsys: pytest.CaptureFixture[str], finished: Path, tmp_path: Path, verb: str) -> None:
     shutil.copytree(finished, tmp_path / "run")
@@ -435,6 +471,65 @@ def test_other_data_than_the_runs_are_refused(capsys: pytest.CaptureFixture[str]
     words = [f"run={tmp_path / 'run'}", f"data_dir={poisoned(tmp_path, test=True)}", "threads=1", "device=cpu"]
     assert "the data differ from the run's" in refused(capsys, verb, *words)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_projections_are_read_out_from_the_run_and_again_from_its_checkpoint(
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, no_report: None
+) -> None:
+    path = pretrained(data, tmp_path / "runs", "probes='moco_demo,wmse'", recipe="moco_thin")
+    first = small.without_times(small.summary(path)["readouts"])
+    assert [(row["of"], row["features"], row["k"]) for row in first] == [
+        *(("raw_pixels", "pixels", 5), ("untrained", "h", 5), ("untrained", "z", 200)),
+        *(("trained", "h", 5), ("trained", "z", 200)),
+    ]
+    assert "kNN k=200 cosine exp(s/0.1) on z" in capsys.readouterr().out
+    words = [f"run={path}", "threads=1", "precision=fp32", "compile=false", "device=cpu"]
+    assert main(["evaluate", *words, "probes=moco_demo"]) == 0
+    key = str
+    assert sorted(small.without_times(small.summary(path)["readouts"]), key=key) == sorted(first, key=key)
+    assert "an epoch's file has no projector" in refused(capsys, "evaluate", *words, "probes=moco_demo", "load_epoch=1")
+
+
+def test_few_labels_are_stratified_seeded_and_all_that_is_seen(
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, no_report: None
+) -> None:
+    path = pretrained(data, tmp_path / "runs", "probes='low_label,low_label_finetune,finetune'", "probe_epochs=1")
+    rows = small.summary(path)["readouts"]
+    assert [(row["of"], row["probe"], row.get("labels")) for row in rows] == [
+        *((of, "low_label", labels) for of in ("raw_pixels", "untrained", "trained") for labels in (10, 32)),  # of 320, ten at the least
+        *((of, "low_label_finetune", labels) for of in ("untrained", "trained") for labels in (10, 32)),
+        *((of, "finetune", None) for of in ("untrained", "trained")),
+    ]
+    out = capsys.readouterr().out
+    assert "| low_label L-BFGS, decay chosen on a fifth, 32 labels |" in out
+    assert "| low_label_finetune SGD 0.0125, 1 epochs, batch 64, 10 labels |" in out
+    labels = build.build(config.load("pretrain", small.words(data, tmp_path))).dataset.labels
+    few = [readout._labelled(labels, 0.1, 10, seed) for seed in (0, 0, 1)]
+    assert torch.equal(few[0], few[1])
+    assert not torch.equal(few[0], few[2])
+    assert set(labels[few[0]].bincount().tolist()) <= {3, 4}
+    assert torch.equal(readout._labelled(labels, 1.0, 10, 0), torch.arange(len(labels)))
+
+
+def test_a_run_is_read_out_on_another_data_set(capsys: pytest.CaptureFixture[str], finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    words = [f"run={tmp_path / 'run'}", "threads=1", "precision=fp32", "compile=false", "device=cpu"]
+    assert main(["evaluate", *words, "transfer=fashion_mini", "probes=wmse"]) == 0
+    assert weights(tmp_path / "run") == weights(finished)
+    old, new = small.summary(finished)["readouts"], small.summary(tmp_path / "run")["readouts"]
+    assert new[: len(old)] == old, "its own rows stay"
+    assert [(row["of"], row["on"]) for row in new[len(old) :]] == [
+        *(("raw_pixels", "Fashion-MNIST mini"), ("untrained", "Fashion-MNIST mini"), ("trained", "Fashion-MNIST mini")),
+    ]
+    assert "| kNN k=5 euclidean uniform, on Fashion-MNIST mini |" in capsys.readouterr().out
+
+
+def test_a_method_without_a_projector_has_no_read_out_of_one(
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, no_report: None
+) -> None:
+    path = pretrained(data, tmp_path / "runs", "probes='knn,moco_demo'", recipe="supervised")
+    assert "supervised has no projector: what reads z is left out" in capsys.readouterr().out
+    assert {row["features"] for row in small.summary(path)["readouts"]} == {"pixels", "h"}
 
 
 def test_a_run_that_tunes_never_touches_the_test_set(data: Path, tmp_path: Path, no_report: None) -> None:
@@ -502,7 +597,7 @@ def test_a_frozen_backbone_is_frozen(data: Path, tmp_path: Path, monkeypatch: py
         return wrapper
 
     monkeypatch.setattr(train, "monitor", watched("monitor", train.monitor, 0))
-    monkeypatch.setattr(evaluate, "read_outs", watched("read-outs", evaluate.read_outs, 1))
+    monkeypatch.setattr(readout, "read_outs", watched("read-outs", readout.read_outs, 1))
     pretrained(data, tmp_path / "runs", "probe_every=0.4", "probes=seeds", "probe_epochs=1")
     assert compared == ["monitor", "monitor", "read-outs"]
 

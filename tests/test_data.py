@@ -466,3 +466,17 @@ def test_a_download_that_fails_says_what_else_to_do(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(idx, "DEBIAN", tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"download failed \(Error downloading train-images\): install .* or give data_dir="):
         dataset.load("fashion_mnist", None, None)
+
+
+def test_images_for_a_net_of_other_channels(loaded: dataset.Dataset) -> None:
+    colour = dataset.with_channels(loaded, 3)
+    assert colour.images.shape[1] == colour.test_images.shape[1] == 3
+    assert all(torch.equal(colour.images[:, c], loaded.images[:, 0]) for c in range(3))
+    assert colour.mean == pytest.approx(loaded.mean * 3)
+    gray = dataset.with_channels(colour, 1)
+    assert torch.equal(gray.images, loaded.images)
+    red = dataclasses.replace(loaded, images=torch.tensor([200, 100, 50], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 4, 4))
+    assert dataset.with_channels(red, 1).images.unique().tolist() == [round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)]
+    assert dataset.with_channels(loaded, 1) is loaded
+    with pytest.raises(ValueError, match="has 1 channels, the net takes 4"):
+        dataset.with_channels(loaded, 4)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twoviews.backbones import ThinResNet
+from twoviews.probes import minibatch
+from twoviews.probes.finetune import finetune
 from twoviews.probes.minibatch import ORDER, Schedule, crop_and_flip_views, fit, on_features, on_views
 from twoviews.views import philox
 
@@ -121,18 +124,20 @@ def on_images(module: nn.Module, images: Tensor, labels: Tensor, **more: Any) ->
     return on_views(module, images, labels, views=views, make_views=given.pop("make_views", views), **given)
 
 
-def test_the_frozen_backbone_is_bit_identical_after_an_augmented_probe() -> None:
+@pytest.mark.parametrize("cached", [None, 2])
+def test_the_frozen_backbone_is_bit_identical_after_an_augmented_probe(cached: int | None) -> None:
     """The first seed's fault: it trained the whole net and moved BatchNorm's statistics."""
     net, images = trained_net(), some_images(64)
     labels = torch.arange(64) % 4
     before, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
-    on_images(net, images, labels, schedule=SGD)
+    on_images(net, images, labels, schedule=SGD, cached=cached)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert [m.training for m in net.modules()] == modes
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_the_backbone_is_in_eval_mode_and_without_a_graph_while_the_probe_trains() -> None:
+@pytest.mark.parametrize("cached", [None, 2])
+def test_the_backbone_is_in_eval_mode_and_without_a_graph_while_the_probe_trains(cached: int | None) -> None:
     seen = []
 
     class Watched(nn.Module):
@@ -145,7 +150,7 @@ def test_the_backbone_is_in_eval_mode_and_without_a_graph_while_the_probe_trains
             return self.net(x)
 
     module = Watched().train()
-    on_images(module, some_images(64), torch.arange(64) % 4)
+    on_images(module, some_images(64), torch.arange(64) % 4, cached=cached)
     assert set(seen) == {(False, False, False, False)}
     assert module.training
 
@@ -182,12 +187,73 @@ def test_every_step_sees_new_crops_and_flips_and_untouched_colours() -> None:
     assert len({u[0, i].sum().item() for u in drawn for i in range(32)}) == 4 * 32, "numbers of their own for each image and step"
 
 
-def test_images_do_not_leave_their_labels() -> None:
+def test_cached_views_are_made_once_and_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three sets of views in chunks of 20, four epochs: sets 0, 1, 2 and 0 again."""
+    monkeypatch.setattr(minibatch, "CHUNK", 20)
+    net, images, labels = trained_net(), some_images(50), torch.arange(50) % 4
+    views = crop_and_flip_views((3, 8, 8), crop_scale=(0.2, 1.0), mean=(0.5,) * 3, std=(0.25,) * 3)
+    made = []
+
+    def recorded(images: Tensor, u: Tensor) -> list[Tensor]:
+        made.append(views(images, u)[0])
+        return [made[-1]]
+
+    probe = on_images(net, images, labels, make_views=recorded, cached=3)
+    assert [len(x) for x in made] == 3 * [20, 20, 10]
+    sets = [torch.cat(made[3 * i : 3 * i + 3]) for i in range(3)]
+    assert not any(torch.isclose(a, b).all((1, 2, 3)).any() for a, b in itertools.combinations(sets, 2)), "new crops of every image"
+    with torch.no_grad():
+        net.eval()
+        cache = [net(x).half().float() for x in sets]
+    expected = fit(lambda rows, step: cache[step // 2 % 3][rows], labels, embed_dim=16, schedule=ADAM, **HOW)
+    torch.testing.assert_close(probe.weight, expected.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_fine_tuning_trains_a_copy_and_leaves_the_encoder_bit_identical() -> None:
+    net, images, labels = trained_net(), some_images(64), torch.arange(64) % 4
+    before, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
+    views = crop_and_flip_views((3, 8, 8), crop_scale=(0.2, 1.0), mean=(0.5,) * 3, std=(0.25,) * 3)
+    of = {"views": views, "make_views": views, "dtype": torch.float32, "autocast": contextlib.nullcontext}
+    tuned, layer = finetune(net, images, labels, embed_dim=16, of=of, schedule=SGD, **HOW)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert [m.training for m in net.modules()] == modes
+    assert all(p.grad is None for p in net.parameters())
+    moved = {name for name, tensor in tuned.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == set(before), "every weight and every statistic of BatchNorm was trained along"
+    assert not any(m.training for m in tuned.modules())
+    assert layer.weight.shape == (4, 16)
+    again, _ = finetune(net, images, labels, embed_dim=16, of=of, schedule=SGD, **HOW)
+    assert all(torch.equal(a, b) for a, b in zip(tuned.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_fine_tuning_is_the_loop_written_out() -> None:
+    net, images, labels = trained_net(), some_images(32), torch.arange(32) % 4
+    views = crop_and_flip_views((3, 8, 8), crop_scale=(0.2, 1.0), mean=(0.5,) * 3, std=(0.25,) * 3)
+    of = {"views": views, "make_views": views, "dtype": torch.float32, "autocast": contextlib.nullcontext}
+    tuned, layer = finetune(net, images, labels, embed_dim=16, of=of, schedule=replace(SGD, epochs=2), **HOW)
+    mine = copy.deepcopy(net).train()
+    torch.manual_seed(3)
+    head = nn.Linear(16, 4)
+    optimizer = torch.optim.SGD([*head.parameters(), *mine.parameters()], 0.2, momentum=0.9, nesterov=True)
+    for step, rate in enumerate((0.2, 0.001 + 0.199 / 2)):
+        optimizer.param_groups[0]["lr"] = rate
+        rows = order(step, 32)
+        (x,) = views(images[rows], views.draw(3, step, 32))
+        optimizer.zero_grad()
+        F.cross_entropy(head(mine(x.contiguous(memory_format=torch.channels_last))), labels[rows]).backward()
+        optimizer.step()
+    torch.testing.assert_close(layer.weight, head.weight)
+    for name, tensor in mine.state_dict().items():
+        torch.testing.assert_close(tuned.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("cached", [None, 4])
+def test_images_do_not_leave_their_labels(cached: int | None) -> None:
     """Four classes of one colour each: right rows with right labels are solved at once."""
     labels = torch.arange(64) % 4
     images = (labels * 60 + 20).to(torch.uint8).view(64, 1, 1, 1).expand(64, 3, 8, 8).contiguous()
     one_hot = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 16))
-    probe = on_images(one_hot, images, labels, schedule=Schedule("adam", 0.1, epochs=60, batch_size=32))
+    probe = on_images(one_hot, images, labels, schedule=Schedule("adam", 0.1, epochs=60, batch_size=32), cached=cached)
     with torch.no_grad():
         h = one_hot((images.float() / 255 - 0.5) / 0.25)
     assert probe.accuracy(h, labels) > 0.95

@@ -19,11 +19,12 @@ from torch.nn import functional as F
 
 from twoviews.backbones import ThinResNet
 from twoviews.probes import protocols
-from twoviews.probes.diagnostics import rankme, spread
+from twoviews.probes.diagnostics import alignment, confusion, per_class, rankme, spread, uniformity
 from twoviews.probes.embed import embed, pixels
-from twoviews.probes.knn import KS, knn
+from twoviews.probes.knn import KS, METRICS, knn, search
 from twoviews.probes.linear import DECAYS, Linear, Problem, linear, saga
 from twoviews.probes.minibatch import Schedule
+from twoviews.rules import RULES
 
 # By name: `twoviews.probes.knn` may be the module or a function of that name, whichever was bound last.
 KNN_MODULE, EMBED_MODULE = (importlib.import_module(f"twoviews.probes.{name}") for name in ("knn", "embed"))
@@ -51,6 +52,89 @@ def test_knn_votes_as_scikit_learn(k: int, metric: str) -> None:
     )
     predicted = torch.from_numpy(theirs.predict(queries.numpy()))
     assert knn(bank, labels, queries, predicted, ks=[k], metric=metric)[k] == 1.0, "each single prediction is the same"
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("k", [1, 20, 200])
+def test_weighted_votes_are_scikit_learns(k: int, metric: str) -> None:
+    bank, labels = blobs(600, 12, 7, seed=0, apart=0.4)
+    queries, _ = blobs(300, 12, 7, seed=1, apart=0.4)
+
+    def weights(distances: np.ndarray) -> np.ndarray:
+        return np.exp((1 - distances if metric == "cosine" else -distances) / 0.1)
+
+    theirs = KNeighborsClassifier(k, metric=metric, weights=weights, algorithm="brute").fit(bank.numpy(), labels.numpy())
+    predicted = torch.from_numpy(theirs.predict(queries.numpy()))
+    assert knn(bank, labels, queries, predicted, ks=[k], metric=metric, temperature=0.1)[k] == 1.0, "each single prediction is the same"
+    uniform = knn(bank, labels, queries, predicted, ks=[k], metric=metric)[k]
+    assert (uniform == 1.0) == (k == 1)
+
+
+def test_weights_of_far_neighbours_do_not_vanish() -> None:
+    bank = torch.tensor([[0.0, 0.0], [0.0, 1.0], [50.0, 0.0]])
+    near, far = torch.tensor([[0.0, 0.4]]), torch.tensor([[5000.0, 0.0]])  # exp(-4950 / 0.1) is 0 in any precision
+    for query, label in ((near, 2), (far, 1)):
+        assert knn(bank, torch.tensor([2, 0, 1]), query, torch.tensor([label]), ks=[3], metric="euclidean", temperature=0.1) == {3: 1.0}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_in_float32_only_rows_that_all_but_tie_may_differ(metric: str, shift: float) -> None:
+    bank, queries = (blobs(n, 64, 7, seed=seed, apart=0.4)[0] + shift for n, seed in ((3000, 0), (500, 1)))
+    exact, single = (search(b, q, k=11, metrics=[metric])[metric] for b, q in ((bank, queries), (bank.float(), queries.float())))
+    for k in (1, 5, 10):
+        differs = (exact.rows[:, :k].sort(1).values != single.rows[:, :k].sort(1).values).any(1)
+        gap = exact.similarity[:, k - 1] - exact.similarity[:, k]
+        assert (gap[differs] < 1e-6 * exact.similarity.abs().amax()).all()
+        assert differs.float().mean() < 0.01
+    torch.testing.assert_close(single.similarity.double(), exact.similarity, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_of_equally_near_rows_the_lower_comes_first(metric: str) -> None:
+    distinct = blobs(12, 4, 3, seed=0)[0]
+    bank = distinct.repeat(5, 1)  # row i, i + 12, ... are the same point
+    found = search(bank, distinct, k=60, metrics=[metric])[metric]
+    for k in (1, 3, 5, 7, 60):  # within a group of equals, at its end and beyond it
+        part = search(bank, distinct, k=k, metrics=[metric])[metric]
+        assert torch.equal(part.rows, found.rows[:, :k])
+    assert torch.equal(found.rows[:, :5], torch.arange(12)[:, None] + 12 * torch.arange(5))
+    assert torch.equal(found.rows.sort(1).values, torch.arange(60).expand(12, -1))
+    collapsed = search(torch.ones(30, 4), torch.ones(2, 4), k=7, metrics=[metric])[metric]
+    assert torch.equal(collapsed.rows, torch.arange(7).expand(2, -1))
+
+
+def test_both_metrics_of_one_search_are_those_of_two() -> None:
+    for shift in (0.0, 1000.0):  # far from zero each metric has a product of its own
+        bank, queries = blobs(300, 8, 5, seed=0)[0] + shift, blobs(50, 8, 5, seed=1)[0] + shift
+        both = search(bank, queries, k=9)
+        for metric in METRICS:
+            alone = search(bank, queries, k=9, metrics=[metric])[metric]
+            assert torch.equal(both[metric].rows, alone.rows)
+            assert torch.equal(both[metric].similarity, alone.similarity)
+
+
+def test_similarities_are_the_cosine_and_minus_the_distance() -> None:
+    bank, queries = blobs(40, 6, 3, seed=0)[0], blobs(10, 6, 3, seed=1)[0]
+    found = search(bank, queries, k=40)
+    cosine, distance = F.normalize(queries) @ F.normalize(bank).T, torch.cdist(queries, bank)
+    torch.testing.assert_close(found["cosine"].similarity, cosine.gather(1, found["cosine"].rows))
+    torch.testing.assert_close(found["euclidean"].similarity, -distance.gather(1, found["euclidean"].rows))
+    assert (found["cosine"].similarity.diff(dim=1) <= 0).all()
+
+
+def test_a_row_of_zeros_is_no_neighbour_by_angle() -> None:
+    bank = torch.tensor([[0.0, 0.0], [1.0, 0.1], [-1.0, 0.0]])
+    found = search(bank, torch.tensor([[1.0, 0.0], [0.0, 0.0]]), k=3, metrics=["cosine"])["cosine"]
+    assert found.rows[0].tolist() == [1, 0, 2]
+    assert torch.isfinite(found.similarity).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_features_of_one_dimension_and_a_bank_of_one_row(metric: str) -> None:
+    bank, labels = torch.tensor([[1.0], [2.0], [-3.0]]), torch.tensor([0, 1, 2])
+    assert knn(bank, labels, torch.tensor([[-2.5]]), torch.tensor([2]), ks=[1], metric=metric) == {1: 1.0}
+    assert knn(bank[:1], labels[:1], bank, labels, ks=[1], metric=metric) == {1: pytest.approx(1 / 3)}
 
 
 def test_euclidean_neighbours_survive_features_far_from_zero() -> None:
@@ -107,11 +191,13 @@ def test_a_class_that_the_bank_lacks_is_a_miss() -> None:
         ({"ks": [11]}, "every k"),
         ({"ks": [0]}, "every k"),
         ({"ks": []}, "every k"),
+        ({"temperature": 0.0}, "temperature above 0"),
         ({"bank": torch.ones(10, 3)}, "expected features"),
         ({"bank": torch.ones(10)}, "expected features"),
         ({"bank_labels": torch.zeros(9, dtype=torch.int64)}, "labels"),
         ({"query_labels": torch.zeros(3, dtype=torch.int64)}, "labels"),
         ({"queries": torch.ones(0, 2), "query_labels": torch.zeros(0, dtype=torch.int64)}, "labels"),
+        ({"queries": torch.ones(4, 3)}, "expected features"),
         ({"bank": torch.ones(0, 2), "bank_labels": torch.zeros(0, dtype=torch.int64)}, "rows of the bank"),
         ({"bank": torch.full((10, 2), float("nan"))}, "NaN"),
         ({"queries": torch.full((4, 2), float("inf"))}, "infinite"),
@@ -302,8 +388,13 @@ FEW = Schedule("adam", 0.1, epochs=3, batch_size=50)
 
 
 def read(name: str, train: Split, val: Split, test: Split, **more: Any) -> list[dict[str, Any]]:
-    """Rows of one read-out of features of four classes."""
-    return protocols.read_out(name, train=train, val=val, test=test, classes=4, **{"how": FEW, "seed": 0, **more})
+    """Rows of one read-out of features of four classes, scored."""
+    if name in protocols.KNN:
+        bank = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
+        found = protocols.neighbours(protocols.votes([name], "h"), bank=bank, test=test[0], classes=4)
+    else:
+        found = protocols.read_out(name, train=train, val=val, test=test[0], classes=4, **{"how": FEW, "seed": 0, **more})
+    return [{**row, "accuracy": (predicted == test[1]).double().mean().item()} for row, predicted in found]
 
 
 ON_FEATURES = ("knn", "knn_euclidean", "linear_precomp", "linear_precomp adam", "linear_precomp sklearn")
@@ -343,11 +434,24 @@ def test_every_row_says_its_protocol() -> None:
     ]
 
 
-def test_the_bank_of_the_neighbours_is_train_and_val() -> None:
-    train = (torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
-    val = (torch.tensor([[0.0, 1.0]]), torch.tensor([1]))
-    (row,) = protocols.read_out("knn", train=train, val=val, test=val, classes=2, how=None, seed=0)
-    assert (row["k"], row["accuracy"]) == (1, 1.0)
+def test_named_knn_protocols_have_their_peers_settings() -> None:
+    def said(name: str) -> list[tuple[Any, ...]]:
+        return [(one.k, one.metric, one.weights, one.features) for one in protocols.KNN[name]]
+
+    assert said("second_seed") == [(k, metric, "uniform", "h") for metric in ("cosine", "euclidean") for k in (1, 5, 10)]
+    assert said("lightly") == [(200, "cosine", "exp(s/0.1)", "h")]
+    assert said("moco_demo") == [(200, "cosine", "exp(s/0.1)", "z")]
+    assert said("wmse") == [(5, "euclidean", "uniform", "h")]
+    assert [one.k for one in protocols.votes(["knn", "second_seed"], "h")] == [1, 5, 10, 20, 200, 1, 5, 10], "none twice"
+    assert protocols.votes(["knn", "moco_demo"], "z") == protocols.KNN["moco_demo"]
+    assert protocols.protocol({"probe": "knn", "k": 200, "metric": "cosine", "weights": "exp(s/0.1)", "features": "z"}) == (
+        "kNN k=200 cosine exp(s/0.1) on z"
+    )
+
+
+def test_every_probe_is_a_word_of_the_configuration() -> None:
+    assert set(RULES["probes"].choices) == {"fast", "seeds", "all", *protocols.PROBES}
+    assert {name.split()[0] for name in protocols.ALL} >= set(protocols.PROBES) - {"second_seed", "lightly", "wmse"}
 
 
 def test_names_of_probes_are_parsed_or_refused() -> None:
@@ -388,7 +492,15 @@ def test_the_seeds_schedules_are_those_of_their_readmes() -> None:
     assert numbers("linear_sgd") == ("sgd", 0.2, 0.001, "step", 100, 512, 0.0, 0.9, True)
     assert numbers("linear_sgd", epochs=3, learning_rate=0.3)[1:5] == (0.3, 0.001, "step", 3)
     assert numbers("linear_sgd", learning_rate=1e-4)[2] == 1e-4, "a floor above the rate would be refused"
-    assert protocols.CROPS == {"linear_augm": (0.2, 1.0), "linear_sgd": (0.08, 1.0)}
+    assert numbers("linear_augm_cached", batch_size=1024) == numbers("linear_augm", batch_size=1024)
+    assert {name: scale for name, (scale, _) in protocols.CROPS.items()} == {
+        **{"linear_augm": 0.2, "linear_augm_cached": 0.2},
+        **{"linear_sgd": 0.08, "finetune": 0.08, "low_label_finetune": 0.08},
+    }
+    # SimCLR, appendix B.5: 0.05 x batch / 256, Nesterov, no decay; 60 epochs of 1 % of the labels, 30 of 10 %
+    assert numbers("low_label_finetune", share=0.01) == ("sgd", 0.0125, 0.0, "step", 60, 64, 0.0, 0.9, False)
+    assert numbers("low_label_finetune", share=0.1)[4] == 30
+    assert numbers("finetune") == ("sgd", 0.05, 0.0, "step", 20, 256, 0.0, 0.9, False)
 
 
 @pytest.mark.parametrize(("max_steps", "cut"), [(None, False), (12, False), (11, True)])
@@ -530,3 +642,21 @@ def test_rankme_equals_its_formula() -> None:
     z = torch.diag(torch.tensor([4.0, 2.0, 1.0, 1.0], dtype=torch.float64))
     p = np.array([0.5, 0.25, 0.125, 0.125]) + 1e-7
     assert rankme(z) == pytest.approx(float(np.exp(-(p * np.log(p)).sum())), rel=1e-9)
+
+
+def test_alignment_and_uniformity_equal_their_formulas() -> None:
+    a, b = blobs(60, 5, 3, seed=0)[0], blobs(60, 5, 3, seed=1)[0]
+    x, y = F.normalize(a), F.normalize(b)
+    assert alignment(a, b) == pytest.approx(float(((x - y) ** 2).sum(1).mean()), rel=1e-5)
+    assert alignment(a, 3 * a) == pytest.approx(0, abs=1e-6)
+    assert alignment(a, -a) == pytest.approx(4)
+    pairs = [float(torch.exp(-2 * ((x[i] - x[j]) ** 2).sum())) for i in range(60) for j in range(i)]
+    assert uniformity(a) == pytest.approx(float(np.log(np.mean(pairs))), rel=1e-4)
+    assert uniformity(torch.ones(9, 4)) == pytest.approx(0, abs=1e-6)
+    assert -4 < uniformity(torch.randn(500, 128, generator=torch.Generator().manual_seed(0))) < -3.8
+
+
+def test_classes_are_counted_one_by_one() -> None:
+    labels, predicted = torch.tensor([0, 0, 0, 2, 2]), torch.tensor([0, 1, 0, 2, 0])
+    assert per_class(predicted, labels, 4) == [pytest.approx(2 / 3), None, 0.5, None]
+    assert confusion(predicted, labels, 4) == [[2, 1, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]

@@ -16,9 +16,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from twoviews import config, runs, seeds
+from twoviews import config, readout, runs, seeds
 from twoviews.cli import script
-from twoviews.commands import evaluate, report
+from twoviews.commands import report
 from twoviews.rules import RULES
 
 ROOT = Path(__file__).parent.parent
@@ -373,7 +373,7 @@ def test_run_and_load_epoch_choose(capsys: pytest.CaptureFixture[str], data: Pat
     rows = [row for row in small.summary(path)["readouts"] if row["probe"] == "linear_sgd"]
     assert [row["of"] for row in rows] == ["trained", "epoch_1"]
     seen: list[dict[str, torch.Tensor]] = []
-    monkeypatch.setattr(evaluate, "read_outs", lambda cfg, parts, *a, **k: seen.append(parts.method.backbone.state_dict()) or [])
+    monkeypatch.setattr(readout, "read_outs", lambda cfg, parts, *a, **k: seen.append(parts.method.backbone.state_dict()) or [])
     assert run("simclr_lin.py", *lin, "load_epoch=1", "table=null") == 0
     first = load_file(path / "epoch-1.safetensors")
     assert all(torch.equal(tensor, first[name]) for name, tensor in seen[0].items()), "that epoch's weights are read out"

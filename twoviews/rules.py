@@ -148,7 +148,14 @@ RULES: dict[str, Rule] = {
     "checkpoint_every": Rule(float, 0, 100_000, above=True),
     "log_interval": Rule(int, 0, 100_000),
     # afterwards
-    "probes": Rule(str, choices=("fast", "seeds", "knn", "knn_euclidean", "linear_precomp", "linear_augm", "linear_sgd"), words=True),
+    "probes": Rule(
+        str,
+        choices=(
+            *("fast", "seeds", "all", "knn", "knn_euclidean", "knn_weighted", "second_seed", "lightly", "moco_demo", "wmse"),
+            *("linear_precomp", "low_label", "linear_augm", "linear_augm_cached", "linear_sgd", "finetune", "low_label_finetune"),
+        ),
+        words=True,
+    ),
     "solver": Rule(str, choices=("lbfgs", "adam", "sklearn"), null=True),
     "protocol": Rule(str, choices=("second_seed", "second_seed_v2")),
     "probe_epochs": Rule(int, 1, 100_000, null=True),
@@ -156,6 +163,7 @@ RULES: dict[str, Rule] = {
     "probe_momentum": Rule(float, 0, 0.9999, null=True),
     "probe_weight_decay": Rule(float, 0, 10, null=True),
     "table": Rule(str, choices=SEED_TABLES, null=True),
+    "transfer": Rule(str, choices=("cifar10", "cifar100", "fashion_mnist", "fashion_mini"), null=True),
     "load_epoch": Rule(int, 1, 100_000, null=True),
     # the machine and the place
     "seed": Rule(int, 0, 2**32 - 1),

@@ -1,4 +1,4 @@
-"""Tables of runs: accuracies over seeds, the seeds' own five tables, and Markdown, CSV or LaTeX of any."""
+"""Tables of runs: accuracies over seeds, and the five tables of the seeds."""
 
 from __future__ import annotations
 
@@ -193,6 +193,7 @@ def _loss(group: list[Run]) -> str:
 
 
 _KNN = {"probe": "knn", "k": 10, "metric": "cosine", "weights": "uniform"}
+_SOLVED = {"probe": "linear_precomp", "solver": "lbfgs"}
 _STANDARD = {"learning_rate": 0.1, "epochs": 100, "weight_decay": 0.0}  # of the second seed's probes
 
 
@@ -221,7 +222,7 @@ def _accuracies(group: list[Run], **wanted: Any) -> list[float]:
 def _how(row: dict[str, Any]) -> dict[str, Any]:
     """What makes two read-outs one protocol: all that a row says but its result, its seed and what L-BFGS chose."""
     chosen = ("weight_decay",) if row.get("solver") == "lbfgs" else ("epochs",) if row.get("solver") == "sklearn" else ()
-    return {key: value for key, value in row.items() if key not in ("accuracy", "seconds", "seed", *chosen)}
+    return {key: value for key, value in row.items() if key not in ("accuracy", "per_class", "confusion", "seconds", "seed", *chosen)}
 
 
 def _spread_of(group: list[Run], *wanted: dict[str, Any]) -> str:
@@ -244,6 +245,11 @@ def _remark(row: dict[str, Any]) -> str:
     return f" ({', '.join(differs + cut)})" if differs + cut else ""
 
 
+def is_headline(row: dict[str, Any]) -> bool:
+    """Whether a read-out is one of the two that runs are compared by."""
+    return any(wanted.items() <= row.items() for wanted in (_KNN, _SOLVED))
+
+
 def headline(summary: dict[str, Any], of: str = "trained") -> float | None:
     """kNN k=10 cosine accuracy of a run, or None."""
     return _row(summary, of, **_KNN).get("accuracy")
@@ -251,7 +257,7 @@ def headline(summary: dict[str, Any], of: str = "trained") -> float | None:
 
 def linear(summary: dict[str, Any]) -> float | None:
     """Accuracy of the linear probe that L-BFGS solved on the trained backbone's features, or None."""
-    return _row(summary, probe="linear_precomp", solver="lbfgs").get("accuracy")
+    return _row(summary, **_SOLVED).get("accuracy")
 
 
 def percent(value: float | None) -> str:
@@ -264,36 +270,3 @@ def spread(values: list[float], digits: int = 1) -> str:
     if not values:
         return ""
     return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
-
-
-def _columns(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(column for row in sorted(rows, key=len, reverse=True) for column in row))
-
-
-def markdown(rows: list[Row]) -> str:
-    """A Markdown table."""
-    columns = _columns(rows)
-    lines = [columns, ["--"] * len(columns), *([row.get(c, "") for c in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def csv(rows: list[Row]) -> str:
-    """Comma-separated values, quoted where needed."""
-    import csv as writer
-    import io
-
-    out = io.StringIO()
-    table = writer.DictWriter(out, _columns(rows), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return out.getvalue().rstrip("\n")
-
-
-def latex(rows: list[Row]) -> str:
-    """A booktabs table."""
-    columns = _columns(rows)
-    escape = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$"})
-    body = [" & ".join(row.get(c, "").translate(escape) for c in columns) + r" \\" for row in rows]
-    head = " & ".join(c.translate(escape) for c in columns) + r" \\"
-    lines = [rf"\begin{{tabular}}{{{'l' * len(columns)}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
-    return "\n".join(lines)

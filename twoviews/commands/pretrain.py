@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from twoviews import build, config, runs, tables, train
+from twoviews import build, config, formats, readout, runs, tables, train
 from twoviews.commands import evaluate, report
 from twoviews.config import Config
 from twoviews.methods import METHODS
@@ -75,7 +75,7 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
         if code:
             return path, code
         folder.write(runs.BACKBONE, build.backbone_bytes(cfg, parts))
-        rows = evaluate.read_outs(cfg, parts, probes, seed=cfg.seed)
+        rows = readout.read_outs(cfg, parts, probes, seed=cfg.seed)
         before = runs.read_json(path, runs.SUMMARY)  # of a finished run that was resumed: nothing was trained, its rows stand
         if before and before["train"]["steps"] == trained["steps"]:
             rows = evaluate.joined(before["readouts"], rows)
@@ -93,6 +93,8 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
             "peak_learning_rate": parts.peak_rate,
             "train": trained,
             "readouts": rows,
+            "classes": list(parts.dataset.classes),
+            "diagnostics": readout.diagnose(cfg, parts),
             "wall_seconds": round(earlier + time.perf_counter() - began, 1),
         }
         folder.write(runs.SUMMARY, summary)
@@ -101,7 +103,7 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
         print(f"\ntraining {seconds:.0f} s at {trained['views_per_s']:,.0f} views/s; everything {summary['wall_seconds']:.0f} s; {path}")
         report.write(folder, parts)
         if cfg.table:
-            print(f"\n{tables.markdown(tables.TABLES[cfg.table]([(summary, cfg)]))}")
+            print(f"\n{formats.markdown(tables.TABLES[cfg.table]([(summary, cfg)]))}")
     return path, 0
 
 

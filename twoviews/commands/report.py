@@ -64,6 +64,8 @@ def write(folder: runs.RunFolder, parts: build.Parts) -> None:
         loss=_picture(_loss_curve(metrics)),
         knn=_picture(_knn_curve(metrics, summary)),
         views=_picture(_views_grid(parts)),
+        confusions=[(name, _picture(_confusion(row, summary["classes"]))) for name, row in _headlines(summary)],
+        diagnostics=[("std", "rankme", "uniformity", "alignment"), summary["diagnostics"]],
         config=(folder.path / runs.CONFIG).read_text(encoding="utf-8"),
     )
     folder.write(runs.REPORT, html)
@@ -78,6 +80,29 @@ def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
         {"protocol": name} | {of: f"{100 * cells[name, of]['accuracy']:.1f}" if (name, of) in cells else "" for of in kinds}
         for name in names
     ]
+
+
+def _headlines(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The trained backbone's read-outs that say which class was taken for which, with their protocols."""
+    return [(protocols.protocol(row), row) for row in summary["readouts"] if row["of"] == "trained" and "confusion" in row]
+
+
+def _confusion(row: dict[str, Any], classes: Sequence[str]) -> Any:
+    """Rows are classes, columns what they were taken for, in per cent of the row; the diagonal is the accuracy of each class."""
+    counts = torch.tensor(row["confusion"], dtype=torch.float64)
+    share = 100 * counts / counts.sum(1, keepdim=True).clamp(min=1)
+    figure = _figure(5.4, 4.6)
+    axes = figure.add_subplot()
+    axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100)
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("class")
+    if len(classes) <= 20:
+        axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(len(classes)), classes, fontsize=8)
+        for i, line in enumerate(share.tolist()):
+            for j, value in enumerate(line):
+                axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 50 else INK)
+    return figure
 
 
 def _figure(width: float, height: float) -> Any:
@@ -142,7 +167,8 @@ def _knn_curve(metrics: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
                     linestyle=style,
                     label=f"{of.replace('_', ' ')}, {row['split']}, k=10",
                 )
-    axes.legend(frameon=False, fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from twoviews import runs, tables
+from twoviews import formats, runs, tables
 from twoviews.config import Config
 from twoviews.tables import Row, headline, linear, percent, spread
 
@@ -24,7 +24,7 @@ def run(cfg: Config) -> int:
         rows = _compare(finished) if cfg.view == "compare" else {"list": _list, "best": _best}[cfg.view](found)
     if not rows:
         raise ValueError(f"runs_dir={folder}: {len(found)} runs, none finished: twoviews pretrain resume=<folder> goes on")
-    print({"markdown": tables.markdown, "csv": tables.csv, "latex": tables.latex}[cfg.format](rows))
+    print({"markdown": formats.markdown, "csv": formats.csv, "latex": formats.latex}[cfg.format](rows))
     return 0
 
 

@@ -101,6 +101,33 @@ def load(name: str, data_dir: str | None, train_size: int | None = None) -> Data
     )
 
 
+def with_channels(dataset: Dataset, channels: int) -> Dataset:
+    """The same images for a net of other channels: gray ones three times, colour ones as ITU-R 601 luma, rounded.
+
+    Args:
+        dataset: of 1 or 3 channels.
+        channels: 1 or 3, or the data set's own.
+
+    Raises:
+        ValueError: for any other pair.
+    """
+    there = dataset.images.shape[1]
+    if there == channels:
+        return dataset
+    if {there, channels} != {1, 3}:
+        raise ValueError(f"{dataset.title}: has {there} channels, the net takes {channels}: expected 1 or 3 of both")
+
+    def change(images: Tensor) -> Tensor:
+        if channels == 3:
+            return images.expand(-1, 3, -1, -1).contiguous()
+        weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+        return (images * weights).sum(1, keepdim=True).round().to(torch.uint8)
+
+    images = change(dataset.images)
+    mean, std = _moments(images.numpy())
+    return replace(dataset, images=images, test_images=change(dataset.test_images), mean=mean, std=std)
+
+
 def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel in [0, 1], exactly, from the histogram of its 256 values."""
     values = np.arange(256) / 255

@@ -1,4 +1,4 @@
-"""Is the encoder collapsing? Two numbers that say so while it happens."""
+"""What an accuracy does not say: whether the encoder collapses, how its features lie on the sphere, which classes it confuses."""
 
 from __future__ import annotations
 
@@ -37,3 +37,48 @@ def rankme(z: Tensor) -> float:
     values = torch.linalg.svdvals(z.double())
     p = values / values.sum().clamp(min=1e-12) + 1e-7
     return float(torch.exp(-(p * p.log()).sum()))
+
+
+@torch.no_grad()
+def alignment(a: Tensor, b: Tensor) -> float:
+    """Mean squared distance of normalised features of two views of one image (Wang & Isola 2020, section 4.1, alpha = 2).
+
+    Args:
+        a, b: (N, D): row i of both is of image i.
+
+    Returns:
+        In [0, 4]; 0 where views do not matter.
+    """
+    return float((F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean())
+
+
+@torch.no_grad()
+def uniformity(z: Tensor) -> float:
+    """Log of the mean Gaussian potential of pairs of normalised features (Wang & Isola 2020, section 4.1, t = 2).
+
+    Args:
+        z: (N, D), N >= 2.
+
+    Returns:
+        At most 0, which is a collapse; near -4 for a sphere of many dimensions that is covered evenly.
+    """
+    return float(torch.pdist(F.normalize(z.float(), dim=1)).square().mul(-2).exp().mean().log())
+
+
+def per_class(predicted: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+    """Share of right predictions among the rows of each class; None for a class without rows.
+
+    Args:
+        predicted, labels: (N,) int64 in [0, classes).
+    """
+    right = torch.bincount(labels[predicted == labels], minlength=classes).tolist()
+    return [r / n if n else None for r, n in zip(right, torch.bincount(labels, minlength=classes).tolist(), strict=True)]
+
+
+def confusion(predicted: Tensor, labels: Tensor, classes: int) -> list[list[int]]:
+    """How often each class (row) was taken for each (column).
+
+    Args:
+        predicted, labels: (N,) int64 in [0, classes).
+    """
+    return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes).tolist()

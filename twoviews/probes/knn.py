@@ -1,30 +1,141 @@
-"""k nearest neighbours: one exact search serves every k."""
+"""k nearest neighbours: one exact search serves every k, metric and weighting."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 KS = (1, 5, 10, 20, 200)
-QUERIES = 1000  # rows of the similarity matrix at a time: 50,000 x 1,000 x 4 bytes = 200 MB
+METRICS = ("cosine", "euclidean")
+QUERIES = 500  # rows of the similarity matrix at a time: 50,000 x 500 x 4 bytes = 100 MB
+FAR = 100.0  # offset of the features, squared, over their variance: beyond it float32 distances from dot products lose digits
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Rows of a bank, nearest first; of equally near ones the lower row first.
+
+    Args:
+        rows: (Q, K) int64.
+        similarity: (Q, K): cosine, or minus the Euclidean distance.
+    """
+
+    rows: Tensor
+    similarity: Tensor
 
 
 @torch.no_grad()
-def knn(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, ks: Sequence[int] = KS, metric: str = "cosine"
-) -> dict[int, float]:
-    """Accuracy of the majority vote of the k nearest bank rows, each with one vote.
+def search(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str] = METRICS) -> dict[str, Neighbours]:
+    """The k nearest rows of the bank by each metric: exact, in float32 (float64 for float64 input), one product for all metrics.
 
-    Vote ties go to the smallest label, as in scikit-learn. The search is exact, in float32 (float64 for float64 input).
+    Args:
+        bank: (M, D) features, finite.
+        queries: (Q, D) features, finite.
+        k: in [1, M].
+        metrics: some of `METRICS`.
+
+    Returns:
+        {metric: neighbours}.
+
+    Raises:
+        ValueError: if k exceeds the bank, a set is empty, shapes do not fit, a metric is another, or a feature is not finite.
+    """
+    if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1] or not len(queries):
+        raise ValueError(f"knn: expected features (M, D) and (Q, D), got {tuple(bank.shape)} and {tuple(queries.shape)}")
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"knn: expected every k in [1, {len(bank)}] (the rows of the bank), got {k}")
+    if not metrics or not set(metrics) <= set(METRICS):
+        raise ValueError(f"knn: expected metric cosine or euclidean, got {', '.join(map(repr, metrics))}")
+    if not (torch.isfinite(bank).all() and torch.isfinite(queries).all()):
+        raise ValueError("knn: features hold NaN or infinite values")
+    offset = bank.mean(0)
+    if "euclidean" in metrics and offset.square().sum() > FAR * (bank - offset).square().sum(1).mean():
+        # About the bank's mean squares are small against differences; angles are not about the mean, so they need a product of their own.
+        others = [metric for metric in metrics if metric != "euclidean"]
+        found = search(bank, queries, k=k, metrics=others) if others else {}
+        return found | _search(bank - offset, queries - offset, k, ["euclidean"])
+    return _search(bank, queries, k, metrics)
+
+
+def _search(bank: Tensor, queries: Tensor, k: int, metrics: Sequence[str]) -> dict[str, Neighbours]:
+    squares = bank.square().sum(1)  # (M,)
+    inverse = squares.sqrt().clamp(min=1e-12).reciprocal()
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {metric: [] for metric in metrics}
+    for q in torch.split(queries, QUERIES):
+        product = q @ bank.T  # (q, M)
+        for metric in metrics:
+            # Both rank as the metric does: a query's own length scales its row or moves it.
+            rows, score = nearest(product * inverse if metric == "cosine" else torch.sub(product, squares, alpha=0.5), k)
+            own = q.square().sum(1, keepdim=True)
+            similarity = score / own.sqrt().clamp(min=1e-12) if metric == "cosine" else -(own - 2 * score).clamp(min=0).sqrt()
+            parts[metric].append((rows, similarity))
+    return {metric: Neighbours(*(torch.cat(column) for column in zip(*chunks, strict=True))) for metric, chunks in parts.items()}
+
+
+def nearest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest entries of each row, largest first, of equal ones the lower index first (`topk` promises nothing for those).
+
+    Args:
+        score: (Q, M).
+        k: in [1, M].
+
+    Returns:
+        (indices (Q, k), values (Q, k)).
+    """
+    values, rows = score.topk(min(k + 1, score.shape[1]), dim=1)
+    equal = values[:, 1:] == values[:, :-1]
+    values, rows = values[:, :k], rows[:, :k]
+    if equal.any():
+        rows, order = rows.sort(dim=1)
+        values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+        rows = rows.gather(1, order)
+        beyond = equal[:, k - 1 :].any(1)  # the last of the k equals one that was left out
+        if beyond.any():
+            values[beyond], rows[beyond] = (x[:, :k] for x in score[beyond].sort(dim=1, descending=True, stable=True))
+    return rows, values
+
+
+def vote(found: Neighbours, labels: Tensor, *, k: int, classes: int, temperature: float | None = None) -> Tensor:
+    """What the k nearest neighbours say; ties go to the smallest label, as in scikit-learn.
+
+    Args:
+        found: at least k neighbours a query.
+        labels: (M,) int64 of the bank.
+        k: >= 1.
+        classes: above every label.
+        temperature: a vote weighs exp(similarity / temperature) (Wu et al. 2018, section 3.4); None: each weighs one.
+
+    Returns:
+        (Q,) int64.
+    """
+    similarity = found.similarity[:, :k]
+    # Against the nearest, so that nothing overflows: all votes of a query are divided by the same number.
+    weights = torch.ones_like(similarity) if temperature is None else ((similarity - similarity[:, :1]) / temperature).exp()
+    votes = weights.new_zeros(len(weights), classes).scatter_add_(1, labels[found.rows[:, :k]], weights)
+    return votes.argmax(1)
+
+
+def knn(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    *,
+    ks: Sequence[int] = KS,
+    metric: str = "cosine",
+    temperature: float | None = None,
+) -> dict[int, float]:
+    """Accuracy of the vote of the k nearest bank rows.
 
     Args:
         bank: (M, D) features with labels (M,).
         queries: (Q, D) features with labels (Q,).
         ks: numbers of neighbours, each in [1, M].
         metric: `cosine` or `euclidean`.
+        temperature: see `vote`.
 
     Returns:
         {k: accuracy in [0, 1]}.
@@ -32,30 +143,10 @@ def knn(
     Raises:
         ValueError: if a k exceeds the bank, a set is empty, shapes do not fit, the metric is another, or a feature is not finite.
     """
-    if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1]:
-        raise ValueError(f"knn: expected features (M, D) and (Q, D), got {tuple(bank.shape)} and {tuple(queries.shape)}")
     if len(bank) != len(bank_labels) or len(queries) != len(query_labels) or not len(queries):
         raise ValueError(f"knn: {len(bank)} and {len(queries)} features for {len(bank_labels)} and {len(query_labels)} labels")
-    if not ks or min(ks) < 1 or max(ks) > len(bank):
-        raise ValueError(f"knn: expected every k in [1, {len(bank)}] (the rows of the bank), got {list(ks)}")
-    if not (torch.isfinite(bank).all() and torch.isfinite(queries).all()):
-        raise ValueError("knn: features hold NaN or infinite values")
-    if metric not in ("cosine", "euclidean"):
-        raise ValueError(f"knn: expected metric cosine or euclidean, got {metric!r}")
+    if not ks or min(ks) < 1 or (temperature is not None and temperature <= 0):
+        raise ValueError(f"knn: expected every k in [1, {len(bank)}] (the rows of the bank) and a temperature above 0, got {list(ks)}")
+    found = search(bank, queries, k=max(ks), metrics=[metric])[metric]
     classes = int(torch.maximum(bank_labels.max(), query_labels.max())) + 1
-    if metric == "cosine":
-        bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
-        penalty = bank.new_zeros(len(bank))
-    else:  # -|q - b|^2 / 2 + |q|^2 / 2 = q b - |b|^2 / 2: about the bank's mean, where squares are small against differences
-        bank, queries = bank - bank.mean(0), queries - bank.mean(0)
-        penalty = bank.square().sum(1) / 2
-    hits = dict.fromkeys(ks, 0)
-    for start in range(0, len(queries), QUERIES):
-        similarity = queries[start : start + QUERIES] @ bank.T - penalty  # (q, M)
-        nearest = similarity.topk(max(ks), dim=1).indices  # (q, k_max), nearest first
-        votes = F.one_hot(bank_labels[nearest], classes).cumsum(1)  # (q, k_max, classes)
-        for k in ks:
-            hits[k] += int(
-                (votes[:, k - 1].argmax(1) == query_labels[start : start + QUERIES]).sum()
-            )  # argmax: the smallest label of a tie
-    return {k: hit / len(queries) for k, hit in hits.items()}
+    return {k: (vote(found, bank_labels, k=k, classes=classes, temperature=temperature) == query_labels).double().mean().item() for k in ks}

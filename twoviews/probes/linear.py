@@ -24,9 +24,13 @@ class Linear:
     weight: Tensor
     bias: Tensor
 
+    def predict(self, features: Tensor) -> Tensor:
+        """The class of the largest logit: (N, D) to (N,) int64."""
+        return F.linear(features.to(self.weight.dtype), self.weight, self.bias).argmax(1)
+
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
         """Share of rows in [0, 1] whose largest logit is their label."""
-        return (F.linear(features.to(self.weight.dtype), self.weight, self.bias).argmax(1) == labels).float().mean().item()
+        return (self.predict(features) == labels).double().mean().item()
 
 
 def linear(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twoviews.optim import learning_rate
-from twoviews.probes.embed import frozen
+from twoviews.probes.embed import CHUNK, frozen
 from twoviews.probes.linear import Linear
 from twoviews.progress import Progress
 from twoviews.views import Views, philox
@@ -62,17 +62,19 @@ def fit(
     seed: int,
     max_steps: int | None,
     name: str,
+    along: Iterable[nn.Parameter] = (),
 ) -> Linear:
     """Train weight and bias of one linear layer on cross entropy; the last step's are the result, no best epoch is looked for.
 
     Args:
-        features: (rows (B,) int64, step) to features (B, embed_dim), without a graph.
+        features: (rows (B,) int64, step) to features (B, embed_dim), with a graph only where parameters are trained along.
         labels: (N,) int64 on the device of the features.
         classes, embed_dim: of the layer.
         schedule: see there.
         seed: decides the first weights and the order of the images.
         max_steps: stop after so many steps, the schedule staying as it is; None: all.
         name: for the progress bar.
+        along: parameters to train with the layer: those of a net that is fine-tuned.
 
     Raises:
         ValueError: if a batch is larger than the set and short ones are left out.
@@ -87,7 +89,7 @@ def fit(
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         layer = nn.Linear(embed_dim, classes).to(labels.device)
-        parameters = {"params": layer.parameters(), "lr": schedule.learning_rate, "weight_decay": schedule.weight_decay}
+        parameters = {"params": [*layer.parameters(), *along], "lr": schedule.learning_rate, "weight_decay": schedule.weight_decay}
         optimizer: torch.optim.Optimizer
         if schedule.optimizer == "adam":
             optimizer = torch.optim.Adam([parameters], betas=(schedule.momentum, 0.999))
@@ -137,7 +139,9 @@ def on_views(
     dtype: torch.dtype,
     autocast: Callable[[], AbstractContextManager[Any]],
     embed_dim: int,
+    schedule: Schedule,
     seed: int,
+    cached: int | None = None,
     **how: Any,
 ) -> Linear:
     """`fit` on features of augmented images by a frozen module: no graph goes through it, no projector runs.
@@ -150,10 +154,41 @@ def on_views(
         dtype: of the module's parameters.
         autocast: makes the context of the forward.
         embed_dim: width of the features.
+        schedule: see `fit`.
         seed: see `fit`; the crops are a function of it too.
+        cached: make so many views of every image beforehand and take them in turn, one an epoch; None: new ones at every step.
     """
 
-    @torch.no_grad()
+    features = torch.no_grad()(of_views(module, images, views=views, make_views=make_views, dtype=dtype, autocast=autocast, seed=seed))
+
+    def kept(sets: int) -> Callable[[Tensor, int], Tensor]:
+        # Half precision: 16 sets of 50,000 features of 512 dimensions take 0.8 GB.
+        cache = torch.empty(sets, len(images), embed_dim, dtype=torch.float16, device=images.device)
+        chunks = torch.split(torch.arange(len(images), device=images.device), CHUNK)
+        with Progress("views", sets * len(images), "images") as bar:
+            for i, (one, rows) in enumerate((one, rows) for one in range(sets) for rows in chunks):
+                cache[one, rows] = features(rows, i).half()
+                bar.add(len(rows))
+        per_epoch = schedule.per_epoch(len(images))
+        return lambda rows, step: cache[step // per_epoch % sets, rows].float()
+
+    with frozen(module):
+        source = features if cached is None else kept(cached)
+        return fit(source, labels, embed_dim=embed_dim, schedule=schedule, seed=seed, **how)
+
+
+def of_views(
+    module: nn.Module,
+    images: Tensor,
+    *,
+    views: Views,
+    make_views: Callable[[Tensor, Tensor], list[Tensor]],
+    dtype: torch.dtype,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    seed: int,
+) -> Callable[[Tensor, int], Tensor]:
+    """(rows (B,), step) to the module's features (B, D) of new views of those images; the arguments are those of `on_views`."""
+
     def features(rows: Tensor, step: int) -> Tensor:
         u = views.draw(seed, step, len(rows)).to(images.device, dtype)
         (x,) = make_views(images[rows], u)
@@ -161,8 +196,7 @@ def on_views(
             h: Tensor = module(x.contiguous(memory_format=torch.channels_last))
         return h.float()
 
-    with frozen(module):
-        return fit(features, labels, embed_dim=embed_dim, seed=seed, **how)
+    return features
 
 
 def crop_and_flip_views(
