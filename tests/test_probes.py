@@ -6,6 +6,7 @@ import contextlib
 import copy
 import importlib
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -452,6 +453,11 @@ def test_named_knn_protocols_have_their_peers_settings() -> None:
 def test_every_probe_is_a_word_of_the_configuration() -> None:
     assert set(RULES["probes"].choices) == {"fast", "seeds", "all", *protocols.PROBES}
     assert {name.split()[0] for name in protocols.ALL} >= set(protocols.PROBES) - {"second_seed", "lightly", "wmse"}
+
+
+def test_the_page_of_protocols_names_every_probe() -> None:
+    page = (Path(__file__).parent.parent / "docs/protocols.md").read_text(encoding="utf-8")
+    assert [name for name in protocols.PROBES if f"`{name}`" not in page] == []
 
 
 def test_names_of_probes_are_parsed_or_refused() -> None:

@@ -1,0 +1,209 @@
+"""Read-outs beside scikit-learn's and the seeds' loops, in one run: kNN, the linear probe, the probe on augmented images.
+
+    python benchmarks/readouts.py [--json FILE] [--small]
+
+kNN and linear probes read made features of the size of ResNet-18's on CIFAR-10 (50,000 and 10,000 rows of 512, rectified, ten
+overlapping classes). The second seed's six kNN accuracies (k 1, 5, 10, cosine and Euclidean) are six calls of scikit-learn's
+KNeighborsClassifier, brute force, all cores; ours are one search. Its `lin precomp` is Adam 0.1, 100 epochs, batch 1000; ours solves that
+problem by L-BFGS, five weight decays included. The probe on augmented images runs on the embedded data: the plain loop is fp32, contiguous,
+with the projector and autograd on as in the seed's script, but its crops come from our views, so that the loops alone are compared.
+`--small` divides the rows by ten: a trial.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twoviews import backbones, build, config, optim
+from twoviews.device import cpu_name
+from twoviews.heads import mlp
+from twoviews.probes import minibatch, protocols
+from twoviews.probes.knn import search, vote
+from twoviews.probes.linear import DECAYS, Problem, linear
+
+CLASSES, WIDTH = 10, 512
+AUGMENTED = minibatch.Schedule("adam", 0.1, epochs=5, batch_size=1000)
+
+
+def features(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rectified noisy points around ten centres: about as far apart as those of a trained ResNet-18."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(99))
+    labels = torch.randint(CLASSES, (n,), generator=generator)
+    return F.relu(0.13 * centres[labels] + torch.randn(n, WIDTH, generator=generator)), labels
+
+
+def timed(run: Any) -> tuple[float, Any]:
+    """(seconds, what it returns)."""
+    began = time.perf_counter()
+    found = run()
+    return time.perf_counter() - began, found
+
+
+def knn(bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -> dict[str, Any]:
+    """Six accuracies by one search, and by six calls."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def ours() -> dict[tuple[str, int], float]:
+        found = search(bank, queries, k=10)
+        return {
+            (metric, k): (vote(found[metric], labels, k=k, classes=CLASSES) == truth).double().mean().item()
+            for metric in found
+            for k in (1, 5, 10)
+        }
+
+    rounds = [timed(ours) for _ in range(3)]
+    extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    mine = rounds[0][1]
+    calls, theirs = [], {}
+    for metric in ("cosine", "euclidean"):
+        for k in (1, 5, 10):
+            model = KNeighborsClassifier(k, metric=metric, algorithm="brute", n_jobs=-1)
+            seconds, theirs[metric, k] = timed(
+                lambda model=model: model.fit(bank.numpy(), labels.numpy()).score(queries.numpy(), truth.numpy())
+            )
+            calls.append(seconds)
+            print(f"  scikit-learn, k={k} {metric}: {seconds:.1f} s", flush=True)
+    return {
+        "ours_s": sorted(seconds for seconds, _ in rounds),
+        "sklearn_s": calls,
+        "extra_GiB": extra,
+        "largest_difference": max(abs(mine[key] - theirs[key]) for key in mine),
+        "accuracies": {f"{metric} k={k}": value for (metric, k), value in mine.items()},
+    }
+
+
+def linear_probe(bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -> dict[str, Any]:
+    """L-BFGS with its choice of the decay, the second seed's Adam, and how near to scikit-learn's optimum the former is."""
+    cut = len(bank) // 10
+    solve_s, (probe, decay) = timed(lambda: linear(bank[cut:], labels[cut:], bank[:cut], labels[:cut], classes=CLASSES))
+    how = protocols.schedule("linear_precomp adam", protocol="second_seed", backbone="resnet18", batch_size=512)
+    adam_s, adam = timed(lambda: minibatch.on_features(bank, labels, classes=CLASSES, schedule=how, seed=0, max_steps=None, name="Adam"))
+    problem = Problem(bank, labels, CLASSES)
+    w = problem.solve(decay)
+    x = ((bank - problem.mean) / problem.std).numpy()
+    sklearn_s, model = timed(lambda: LogisticRegression(C=1 / (decay * len(x)), max_iter=2000, tol=1e-8).fit(x, labels.numpy()))
+    weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
+    theirs = F.cross_entropy(torch.from_numpy(x) @ weight.T.float() + bias.float(), labels) + decay / 2 * weight.square().sum()
+    return {
+        "ours_s": solve_s,
+        "decays": len(DECAYS),
+        "adam_s": adam_s,
+        "sklearn_one_decay_s": sklearn_s,
+        "ours_accuracy": probe.accuracy(queries, truth),
+        "other_accuracy": adam.accuracy(queries, truth),
+        "relative_excess_of_objective": float((problem.objective(w, decay) - theirs) / theirs),
+    }
+
+
+def plain_loop(module: nn.Module, projector: nn.Module, images: Tensor, labels: Tensor, of: dict[str, Any]) -> nn.Linear:
+    """The second seed's probe on augmented images as its script runs it: fp32, contiguous, a graph through encoder and projector."""
+    torch.manual_seed(0)
+    layer = nn.Linear(128, CLASSES)
+    optimizer = torch.optim.Adam(layer.parameters(), AUGMENTED.learning_rate)
+    per_epoch = AUGMENTED.per_epoch(len(images))
+    module.eval()
+    projector.eval()
+    for step in range(AUGMENTED.epochs * per_epoch):
+        epoch, place = divmod(step, per_epoch)
+        if place == 0:
+            order = torch.from_numpy(np.argsort(minibatch.philox(0, epoch, minibatch.ORDER, len(images)), kind="stable"))
+        rows = order[place * AUGMENTED.batch_size : (place + 1) * AUGMENTED.batch_size]
+        optimizer.param_groups[0]["lr"] = optim.learning_rate(
+            step,
+            steps=AUGMENTED.epochs * per_epoch,
+            steps_per_epoch=per_epoch,
+            peak=AUGMENTED.learning_rate,
+            floor=0.0,
+            warmup_epochs=0,
+            schedule="cosine",
+            unit="epoch",
+        )
+        (x,) = of["make_views"](images[rows], of["views"].draw(0, step, len(rows)))
+        h = module(x.contiguous())
+        projector(h)
+        optimizer.zero_grad()
+        F.cross_entropy(layer(h), labels[rows]).backward()
+        optimizer.step()
+    return layer
+
+
+def augmented() -> dict[str, Any]:
+    """Both ways on the embedded data, thin16, the same crops and order."""
+    cfg = config.load("pretrain", ["recipe=demo", "dataset=fashion_mini", "backbone=thin16", "device=cpu"])
+    parts = build.build(cfg)
+    images, labels = parts.dataset.split("train+val")
+    test, truth = parts.dataset.split("test")
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    views = minibatch.crop_and_flip_views(shape, crop_scale=(0.2, 1.0), mean=parts.mean, std=parts.std)
+    of: dict[str, Any] = {"views": views, "make_views": build.views_on(parts.machine, views)}
+    torch.manual_seed(0)
+    plain, _ = backbones.build("thin16", in_channels=shape[0], image_size=shape[1])
+    plain.load_state_dict(parts.method.backbone.state_dict())
+    projector = mlp([128, 1024, 128], hidden_bn=False, output_bn=False)
+    plain_s, layer = timed(lambda: plain_loop(plain, projector, images, labels, of))
+    how: dict[str, Any] = {"classes": CLASSES, "schedule": AUGMENTED, "seed": 0, "max_steps": None, "embed_dim": 128}
+    how |= {"dtype": torch.float32, "autocast": parts.machine.autocast, **of}
+    ours_s, ours = timed(lambda: minibatch.on_views(parts.method.backbone, images, labels, name="ours", **how))
+    cached_s, cached = timed(lambda: minibatch.on_views(parts.method.backbone, images, labels, name="cached", cached=2, **how))
+    h = parts.embed(parts.method.backbone, test)
+    return {
+        "plain_s": plain_s,
+        "ours_s": ours_s,
+        "cached_2_of_5_epochs_s": cached_s,
+        "other_accuracy": (layer(h).argmax(1) == truth).double().mean().item(),
+        "ours_accuracy": ours.accuracy(h, truth),
+        "cached_accuracy": cached.accuracy(h, truth),
+    }
+
+
+def main() -> int:
+    """Print the figures as Markdown; write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--small", action="store_true", help="a tenth of the rows")
+    arguments = parser.parse_args()
+    scale = 10 if arguments.small else 1
+    bank, queries = features(50_000 // scale, 0), features(10_000 // scale, 1)
+    versions = f"torch {torch.__version__}, scikit-learn {sklearn.__version__}, Python {platform.python_version()}"
+    print(f"{cpu_name()}, {torch.get_num_threads()} threads; {versions}; {len(bank[0]):,} x {len(queries[0]):,} x {WIDTH}\n", flush=True)
+    figures: dict[str, Any] = {"knn": knn(*bank, *queries)}
+    figures["linear"] = linear_probe(*bank, *queries)
+    figures["augmented"] = augmented()
+    k, p, a = figures["knn"], figures["linear"], figures["augmented"]
+    ours, calls = k["ours_s"][1], k["sklearn_s"]
+    accuracies = [f"{100 * x['ours_accuracy']:.2f} and {100 * x['other_accuracy']:.2f}" for x in (p, a)]
+    print("\n| read-out | ours, s | the other, s | ours is faster by | accuracy, ours and the other, % |\n|:--|--:|--:|--:|:--|")
+    for name, mine, other, said in (
+        ("six kNN accuracies, against six calls", ours, sum(calls), f"differ by {100 * k['largest_difference']:.2f}"),
+        ("the same, against the fastest single call", ours, min(calls), ""),
+        ("linear, five decays by L-BFGS, against Adam", p["ours_s"], p["adam_s"], accuracies[0]),
+        ("linear on augmented images, against the plain loop", a["ours_s"], a["plain_s"], accuracies[1]),
+    ):
+        print(f"| {name} | {mine:.2f} | {other:.1f} | {other / mine:.1f} x | {said} |")
+    print(
+        f"\nextra memory of the search {k['extra_GiB']:.2f} GiB; objective above scikit-learn's optimum by "
+        f"{p['relative_excess_of_objective']:.1e} of it ({p['sklearn_one_decay_s']:.1f} s there for one decay)"
+    )
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"cpu": cpu_name(), "versions": versions, **figures}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
