@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ def read_outs(
     if votes["z"] and "z" not in parts.method.features():
         print(f"{cfg.method} has no projector: what reads z is left out")
     modules = _modules(cfg, parts, of)
+    changes = {name.removeprefix("probe_"): cfg[name] for name in HOW if name.startswith("probe_")}
+    schedule = partial(protocols.schedule, protocol=cfg.protocol, backbone=cfg.backbone, batch_size=cfg.batch_size, **changes)
     rows: list[dict[str, Any]] = []
 
     def score(kind: str, features: str, new: list[protocols.Read]) -> None:
@@ -56,7 +59,9 @@ def read_outs(
             if features in both and (votes[features] or (features == "h" and fitted)):
                 module = both[features]
                 embedded = [_features(parts, module, images, f"embed, {kind.replace('_', ' ')}") for images in (train[0], val[0], test[0])]
-                new = _on_features(cfg, parts, votes[features], fitted if features == "h" else [], train, val, embedded, seed, max_steps)
+                new = _on_features(
+                    parts, schedule, votes[features], fitted if features == "h" else [], train, val, embedded, seed, max_steps
+                )
                 score(kind, "pixels" if module is None else features, new)
     images = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
     for probe in (name for name in probes if name in protocols.ON_IMAGES):
@@ -64,7 +69,7 @@ def read_outs(
             backbone = modules[kind]["h"]
             assert backbone is not None, "pixels have no module"
             for share in protocols.SHARES.get(probe, (1.0,)):
-                score(kind, "h", _on_images(cfg, parts, probe, share, backbone, images, test[0], seed, max_steps))
+                score(kind, "h", _on_images(parts, schedule, probe, share, backbone, images, test[0], seed, max_steps))
     return rows
 
 
@@ -90,8 +95,8 @@ def _features(parts: build.Parts, module: nn.Module | None, images: Tensor, name
 
 
 def _on_features(
-    cfg: Config,
     parts: build.Parts,
+    schedule: Callable[..., minibatch.Schedule],
     votes: tuple[protocols.Vote, ...],
     fitted: list[str],
     train: Split,
@@ -105,7 +110,7 @@ def _on_features(
     bank, test = torch.cat(embedded[:2]), embedded[2]
     found = protocols.neighbours(votes, bank=(bank, labels), test=test, classes=classes)
     for probe in fitted:
-        how = _schedule(cfg, probe) if probe == "linear_precomp adam" else None
+        how = schedule(probe) if probe == "linear_precomp adam" else None
         for share in protocols.SHARES.get(probe, (None,)):
             fit, choose = (embedded[0], train[1]), (embedded[1], val[1])
             if share is not None:  # the decay is chosen within the few labels that there are
@@ -118,8 +123,8 @@ def _on_features(
 
 
 def _on_images(
-    cfg: Config,
     parts: build.Parts,
+    schedule: Callable[..., minibatch.Schedule],
     probe: str,
     share: float,
     backbone: nn.Module,
@@ -136,7 +141,7 @@ def _on_images(
     views = minibatch.crop_and_flip_views(shape, crop_scale=protocols.CROPS[probe], mean=parts.mean, std=parts.std)
     make_views = build.views_on(parts.machine, views)
     of: dict[str, Any] = {"views": views, "make_views": make_views, "dtype": parts.machine.dtype, "autocast": parts.machine.autocast}
-    how = _schedule(cfg, probe, share)
+    how = schedule(probe, share=share)
     fit: dict[str, Any] = {"classes": classes, "schedule": how, "seed": seed, "max_steps": max_steps, "name": probe}
     said = {"probe": probe, **protocols.said(how, len(labels), seed, max_steps)} | ({"labels": len(labels)} if share < 1 else {})
 
@@ -151,11 +156,6 @@ def _on_images(
         return [(said | ({"views": cached} if cached else {}), predicted)]
 
     return protocols.timed(read)
-
-
-def _schedule(cfg: Config, probe: str, share: float = 1.0) -> minibatch.Schedule:
-    changes = {name.removeprefix("probe_"): cfg[name] for name in HOW if name.startswith("probe_")}
-    return protocols.schedule(probe, protocol=cfg.protocol, backbone=cfg.backbone, batch_size=cfg.batch_size, share=share, **changes)
 
 
 def _labelled(labels: Tensor, share: float, classes: int, seed: int) -> Tensor:
