@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 import twoviews
-from twoviews import build, config, readout, rules, runs, train
+from twoviews import build, checkpoint, config, readout, rules, runs, tables, train
 from twoviews.cli import USAGE, main
 from twoviews.commands import pretrain, report
 from twoviews.data.dataset import load
 from twoviews.data.idx import CLASSES
 from twoviews.methods import METHODS
+from twoviews.probes import protocols
 from twoviews.probes.embed import embed
 from twoviews.progress import Clock, Progress
 
@@ -391,7 +392,7 @@ def test_wrong_test_labels_change_the_final_accuracy_and_nothing_else(finished: 
     assert wrong == clean  # the chosen weight decay too
 
 
-def test_the_seeds_read_outs_leave_the_run_as_it_is_and_see_test_labels_only_to_score(
+def test_every_read_out_leaves_the_run_as_it_is_and_test_labels_change_its_accuracy_alone(
     capsys: pytest.CaptureFixture[str], finished: Path, data: Path, tmp_path: Path
 ) -> None:
     found = []
@@ -401,7 +402,7 @@ def test_the_seeds_read_outs_leave_the_run_as_it_is_and_see_test_labels_only_to_
         manifest["data_digest"] = load("fashion_mnist", str(place), None).digest  # or reading out is refused
         (tmp_path / name / runs.MANIFEST).write_text(json.dumps(manifest))
         words = [
-            "probes=seeds",
+            "probes=all",
             "probe_epochs=20",
             "probe_learning_rate=0.1",
             f"data_dir={place}",
@@ -416,9 +417,10 @@ def test_the_seeds_read_outs_leave_the_run_as_it_is_and_see_test_labels_only_to_
     names = {(row["probe"], row.get("metric"), row.get("solver")) for row in found[0] if row["of"] == "trained"}
     assert names == {
         *(("knn", "cosine", None), ("knn", "euclidean", None), ("linear_precomp", None, "lbfgs"), ("linear_precomp", None, "adam")),
-        *(("linear_augm", None, None), ("linear_sgd", None, None)),
+        *(("low_label", None, "lbfgs"), *((name, None, None) for name in protocols.ON_IMAGES)),
     }
-    assert all({"linear_augm", "linear_sgd"}.isdisjoint({row["probe"]}) or row["of"] == "trained" for row in found[0])
+    assert {row["features"] for row in found[0]} == {"pixels", "h", "z"}
+    assert all(not row["probe"].startswith("linear_") or "solver" in row or row["of"] == "trained" for row in found[0])
     lower = [w["accuracy"] < c["accuracy"] for c, w in zip(*found, strict=True)]
     assert sum(lower) > 0.9 * len(lower)
     ours = [row for low, row in zip(lower, found[0], strict=True) if row["of"] == "trained" and not low]
@@ -503,12 +505,12 @@ def test_few_labels_are_stratified_seeded_and_all_that_is_seen(
     out = capsys.readouterr().out
     assert "| low_label L-BFGS, decay chosen on a fifth, 32 labels |" in out
     assert "| low_label_finetune SGD 0.0125, 1 epochs, batch 64, 10 labels |" in out
-    labels = build.build(config.load("pretrain", small.words(data, tmp_path))).dataset.labels
-    few = [readout._labelled(labels, 0.1, 10, seed) for seed in (0, 0, 1)]
+    parts = build.build(config.load("pretrain", small.words(data, tmp_path)))
+    labels, split = parts.dataset.labels, parts.dataset.split("val")
+    few = [readout._Job(parts, split, split, split, 10, lambda: None, seed, None).labelled(labels, 0.1) for seed in (0, 0, 1)]
     assert torch.equal(few[0], few[1])
     assert not torch.equal(few[0], few[2])
     assert set(labels[few[0]].bincount().tolist()) <= {3, 4}
-    assert torch.equal(readout._labelled(labels, 1.0, 10, 0), torch.arange(len(labels)))
 
 
 def test_a_run_is_read_out_on_another_data_set(capsys: pytest.CaptureFixture[str], finished: Path, tmp_path: Path) -> None:
@@ -522,6 +524,44 @@ def test_a_run_is_read_out_on_another_data_set(capsys: pytest.CaptureFixture[str
         *(("raw_pixels", "Fashion-MNIST mini"), ("untrained", "Fashion-MNIST mini"), ("trained", "Fashion-MNIST mini")),
     ]
     assert "| kNN k=5 euclidean uniform, on Fashion-MNIST mini |" in capsys.readouterr().out
+    assert main(["evaluate", *words, "transfer=fashion_mini"]) == 0
+    assert "k = 200" not in capsys.readouterr().out
+    transferred = small.summary(tmp_path / "run")
+    assert {row["on"] for row in transferred["readouts"][len(old) :]} == {"Fashion-MNIST mini"}
+    for of in ("raw_pixels", "untrained", "trained"):
+        assert tables.headline(transferred, of) == tables.headline(small.summary(finished), of), "no table has another data set's number"
+    assert tables.linear(transferred) == tables.linear(small.summary(finished))
+    assert "of the run's own data" in refused(capsys, "evaluate", *words, "transfer=fashion_mini", "table=race")
+
+
+def test_the_untrained_net_of_a_transfer_is_the_runs_own(finished: Path, data: Path, tmp_path: Path) -> None:
+    """Its stem is whitened on the run's images, not on those that it is read out on."""
+    shutil.copytree(finished, tmp_path / "run")
+    words = [f"run={tmp_path / 'run'}", "threads=1", "precision=fp32", "compile=false", "device=cpu", "probes=knn"]
+    assert main(["evaluate", *words, "transfer=fashion_mnist", f"data_dir={data}"]) == 0  # the run's own data by another door
+    own, again = ([row for row in rows if row["probe"] == "knn"] for rows in split_rows(small.summary(tmp_path / "run")))
+    assert [row["accuracy"] for row in own] == [row["accuracy"] for row in again]
+
+
+def split_rows(summary: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Read-outs on the run's own data, and those on another data set."""
+    return [row for row in summary["readouts"] if "on" not in row], [row for row in summary["readouts"] if "on" in row]
+
+
+def test_a_k_above_the_bank_is_said(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, no_report: None) -> None:
+    path = pretrained(data, tmp_path / "runs", "train_size=100", "probes='lightly,wmse'", "batch_size=50")
+    assert "kNN with k = 200 is left out: the bank has 100 rows" in capsys.readouterr().out
+    assert {row["k"] for row in small.summary(path)["readouts"]} == {5}
+
+
+def test_projections_of_another_step_than_the_summarys_are_refused(
+    capsys: pytest.CaptureFixture[str], finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    state = checkpoint.load(tmp_path / "run")
+    checkpoint.save(tmp_path / "run", {**state, "step": state["step"] + 1})
+    err = refused(capsys, "evaluate", f"run={tmp_path / 'run'}", "probes=moco_demo", "threads=1", "device=cpu")
+    assert "its checkpoint is of step 6, its summary of step 5" in err
 
 
 def test_a_method_without_a_projector_has_no_read_out_of_one(
@@ -533,7 +573,7 @@ def test_a_method_without_a_projector_has_no_read_out_of_one(
 
 
 def test_a_run_that_tunes_never_touches_the_test_set(data: Path, tmp_path: Path, no_report: None) -> None:
-    words = ("train_on=train", "probes=seeds", "probe_epochs=1", "probe_every=0.2", "max_steps=3")
+    words = ("train_on=train", "probes=all", "probe_epochs=1", "probe_every=0.2", "max_steps=3")
     clean = pretrained(data, tmp_path / "clean", *words)
     wrong = pretrained(poisoned(tmp_path, test=True, test_images=True), tmp_path / "wrong", *words)
     assert weights(wrong) == weights(clean)
@@ -598,7 +638,7 @@ def test_a_frozen_backbone_is_frozen(data: Path, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(train, "monitor", watched("monitor", train.monitor, 0))
     monkeypatch.setattr(readout, "read_outs", watched("read-outs", readout.read_outs, 1))
-    pretrained(data, tmp_path / "runs", "probe_every=0.4", "probes=seeds", "probe_epochs=1")
+    pretrained(data, tmp_path / "runs", "probe_every=0.4", "probes=all", "probe_epochs=1")
     assert compared == ["monitor", "monitor", "read-outs"]
 
 

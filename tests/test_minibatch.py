@@ -209,6 +209,12 @@ def test_cached_views_are_made_once_and_taken_in_turn(monkeypatch: pytest.Monkey
     torch.testing.assert_close(probe.weight, expected.weight, rtol=1e-4, atol=1e-5)
 
 
+def test_no_more_views_are_cached_than_are_taken() -> None:
+    how = Schedule("adam", 0.1, epochs=10, batch_size=30)  # four steps an epoch of 100
+    assert [how.sets(100, max_steps, 16) for max_steps in (None, 40, 39, 5, 4, 1)] == [10, 10, 10, 2, 1, 1]
+    assert how.sets(100, None, 4) == 4
+
+
 def test_fine_tuning_trains_a_copy_and_leaves_the_encoder_bit_identical() -> None:
     net, images, labels = trained_net(), some_images(64), torch.arange(64) % 4
     before, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]

@@ -142,4 +142,4 @@ class Clock:
             state["steady_steps"],
             state["epochs"],
         )
-        self.earlier = state["wall"]
+        self.earlier = state.get("wall", state["total"])  # checkpoints of before it was kept have none

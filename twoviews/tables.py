@@ -198,8 +198,12 @@ _STANDARD = {"learning_rate": 0.1, "epochs": 100, "weight_decay": 0.0}  # of the
 
 
 def _row(summary: dict[str, Any], of: str = "trained", **wanted: Any) -> dict[str, Any]:
-    """The read-out of `of` with these fields, or {}: of several the one that was trained longest and not cut, the last of those."""
-    found = [row for row in summary["readouts"] if row["of"] == of and all(row.get(k) == v for k, v in wanted.items())]
+    """The read-out of `of` with these fields, or {}: of several the one that was trained longest and not cut, the last of those.
+
+    On the run's own data: what was read out on another data set (`on`) is not looked at.
+    """
+    own = [row for row in summary["readouts"] if row["of"] == of and "on" not in row]
+    found = [row for row in own if all(row.get(k) == v for k, v in wanted.items())]
     best = max(enumerate(found), key=lambda row: ("steps" not in row[1], row[1].get("epochs", 0), row[0]), default=None)
     return best[1] if best else {}
 

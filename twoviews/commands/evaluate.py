@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ def run(cfg: Config) -> int:
     probes = protocols.parse(cfg.probes, cfg.solver)
     if protocols.votes(probes, "z") and cfg.load_epoch is not None:
         raise ValueError(f"load_epoch={cfg.load_epoch}: an epoch's file has no projector, and {cfg.probes} reads z: leave one out")
+    if cfg.transfer and cfg.table:
+        raise ValueError(f"table={cfg.table}: is of the run's own data, transfer={cfg.transfer} of others: leave one out")
     like = {key: cfg[key] for key in LIKE if cfg[key] is not None}
     path = runs.find(cfg.run, Path(cfg.runs_dir), **like)
     stored = runs.config(path)
@@ -38,13 +39,19 @@ def run(cfg: Config) -> int:
         parts = build.build(run_cfg)
         runs.check_data(path, parts.dataset.digest)
         if protocols.votes(probes, "z"):  # the projector's weights lie in the checkpoint alone
-            parts.method.load_state_dict(checkpoint.load(path)["method"])
-        if cfg.transfer:
-            parts = replace(parts, dataset=with_channels(load(cfg.transfer, cfg.data_dir), parts.images.shape[1]))
+            state = checkpoint.load(path)
+            if state["step"] != summary["train"]["steps"]:
+                raise ValueError(
+                    f"run={path}: its checkpoint is of step {state['step']}, its summary of step {summary['train']['steps']}: "
+                    f"twoviews pretrain resume={path} ends it"
+                )
+            parts.method.load_state_dict(state["method"])
+        data = with_channels(load(cfg.transfer, cfg.data_dir), parts.images.shape[1]) if cfg.transfer else parts.dataset
         seed = cfg.seed if "seed" in cfg.given else stored["seed"]
-        rows = readout.read_outs(Config({**run_cfg, "init": stored["init"]}), parts, probes, of=of, seed=seed, max_steps=cfg.max_steps)
+        at = Config({**run_cfg, "init": stored["init"]})
+        rows = readout.read_outs(at, parts, probes, data=data, of=of, seed=seed, max_steps=cfg.max_steps)
         if cfg.transfer:
-            rows = [{**row, "on": parts.dataset.title} for row in rows]
+            rows = [{**row, "on": data.title} for row in rows]
         summary["readouts"] = joined(summary["readouts"], rows)
         folder.write(runs.SUMMARY, summary)
     print(table({**summary, "readouts": rows if cfg.load_epoch is not None else summary["readouts"]}))
@@ -79,7 +86,7 @@ def table(summary: dict[str, Any]) -> str:
     split = rows[0]["split"] if rows else "test"
     marked = f"{summary['method']}{' (uses labels)' if summary['uses_labels'] else ''}"
     kinds = [of for of in dict.fromkeys([*OF, *(row["of"] for row in rows)]) if any(row["of"] == of for row in rows)]
-    heads = [of.replace("_", " ") + (", h" if of != "raw_pixels" else "") for of in kinds]
+    heads = [of.replace("_", " ") for of in kinds]
     lines = [
         f"\n{summary['dataset']}, {split} accuracy in per cent; {marked} {summary['backbone']}, seed {summary['seed']}\n",
         f"| protocol | {' | '.join(heads)} |",

@@ -75,7 +75,7 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
         if code:
             return path, code
         folder.write(runs.BACKBONE, build.backbone_bytes(cfg, parts))
-        rows = readout.read_outs(cfg, parts, probes, seed=cfg.seed)
+        rows = readout.read_outs(cfg, parts, probes, data=parts.dataset, seed=cfg.seed)
         before = runs.read_json(path, runs.SUMMARY)  # of a finished run that was resumed: nothing was trained, its rows stand
         if before and before["train"]["steps"] == trained["steps"]:
             rows = evaluate.joined(before["readouts"], rows)

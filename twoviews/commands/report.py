@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twoviews import build, runs
+from twoviews import build, runs, tables
 from twoviews.config import Config
 from twoviews.probes import protocols
 
@@ -64,8 +64,8 @@ def write(folder: runs.RunFolder, parts: build.Parts) -> None:
         loss=_picture(_loss_curve(metrics)),
         knn=_picture(_knn_curve(metrics, summary)),
         views=_picture(_views_grid(parts)),
-        confusions=[(name, _picture(_confusion(row, summary["classes"]))) for name, row in _headlines(summary)],
-        diagnostics=[("std", "rankme", "uniformity", "alignment"), summary["diagnostics"]],
+        confusions=[(name, _picture(_confusion(row, parts.dataset.classes))) for name, row in _headlines(summary)],
+        diagnostics=summary.get("diagnostics", {}),  # runs of before they were taken have none
         config=(folder.path / runs.CONFIG).read_text(encoding="utf-8"),
     )
     folder.write(runs.REPORT, html)
@@ -84,7 +84,9 @@ def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _headlines(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The trained backbone's read-outs that say which class was taken for which, with their protocols."""
-    return [(protocols.protocol(row), row) for row in summary["readouts"] if row["of"] == "trained" and "confusion" in row]
+    return [
+        (protocols.protocol(row), row) for row in summary["readouts"] if row["of"] == "trained" and "confusion" in row and "on" not in row
+    ]
 
 
 def _confusion(row: dict[str, Any], classes: Sequence[str]) -> Any:
@@ -158,15 +160,10 @@ def _knn_curve(metrics: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
             label="val, while training (bank of 10,000)",
         )
     for of, style in (("raw_pixels", ":"), ("untrained", "--"), ("trained", "-")):
-        for row in summary["readouts"]:
-            if row["of"] == of and row["probe"] == "knn" and (row["k"], row["metric"]) == (10, "cosine"):
-                axes.axhline(
-                    100 * row["accuracy"],
-                    color=INK,
-                    linewidth=0.9,
-                    linestyle=style,
-                    label=f"{of.replace('_', ' ')}, {row['split']}, k=10",
-                )
+        accuracy = tables.headline(summary, of)
+        if accuracy is not None:
+            split = summary["readouts"][0]["split"]
+            axes.axhline(100 * accuracy, color=INK, linewidth=0.9, linestyle=style, label=f"{of.replace('_', ' ')}, {split}, k=10")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
     return figure

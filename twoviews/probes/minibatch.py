@@ -51,6 +51,11 @@ class Schedule:
         """Steps in an epoch of n rows."""
         return n // self.batch_size if self.drop_last else math.ceil(n / self.batch_size)
 
+    def sets(self, n: int, max_steps: int | None, most: int) -> int:
+        """How many sets of cached views of n rows are taken at all: one an epoch, `most` at most."""
+        steps = min(self.epochs * self.per_epoch(n), max_steps or self.epochs * self.per_epoch(n))
+        return max(1, min(most, math.ceil(steps / max(1, self.per_epoch(n)))))
+
 
 def fit(
     features: Callable[[Tensor, int], Tensor],

@@ -175,22 +175,25 @@ def read_out(
     Returns:
         (a row with the protocol and `seconds`, predicted classes (N,)).
     """
+    rows = len(train[1]) + len(val[1])
+
+    def both() -> Split:
+        return torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
 
     def solved() -> list[Read]:
         probe, decay = linear(*train, *val, classes=classes)
-        few = {"labels": len(both[1]), "seed": seed} if name == "low_label" else {}
+        few = {"labels": rows, "seed": seed} if name == "low_label" else {}
         return [({"probe": name, "solver": "lbfgs", "weight_decay": decay, **few}, probe.predict(test))]
 
     def regressed() -> list[Read]:
-        probe, passes = saga(*both)
+        probe, passes = saga(*both())
         return [({"probe": "linear_precomp", "solver": "sklearn", "epochs": passes}, probe.predict(test))]
 
     def trained() -> list[Read]:
         assert how is not None, "a probe trained by minibatches needs its schedule"
-        probe = on_features(*both, classes=classes, schedule=how, seed=seed, max_steps=max_steps, name="linear_precomp")
-        return [({"probe": "linear_precomp", "solver": "adam", **said(how, len(both[0]), seed, max_steps)}, probe.predict(test))]
+        probe = on_features(*both(), classes=classes, schedule=how, seed=seed, max_steps=max_steps, name="linear_precomp")
+        return [({"probe": "linear_precomp", "solver": "adam", **said(how, rows, seed, max_steps)}, probe.predict(test))]
 
-    both = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
     return timed({"linear_precomp": solved, "low_label": solved, "linear_precomp sklearn": regressed, "linear_precomp adam": trained}[name])
 
 
