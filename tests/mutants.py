@@ -344,6 +344,21 @@ MUTANTS = [
         "_AUGMENTED[protocol]",
         "test_probes.py",
     ),
+    Mutant("fine-tuning moves the encoder", "probes/finetune.py", "copy.deepcopy(module)", "module", "test_minibatch.py"),
+    Mutant("fine-tuning trains the layer alone", "probes/finetune.py", "along=net.parameters()", "along=()", "test_minibatch.py"),
+    Mutant(
+        "cached views are always the first",
+        "probes/minibatch.py",
+        "cache[step // per_epoch % sets, rows]",
+        "cache[0, rows]",
+        "test_minibatch.py",
+    ),
+    Mutant("another data set's number in a table", "tables.py", ' and "on" not in row]', "]", "test_cli.py"),
+    Mutant(
+        "projections of other weights", "commands/evaluate.py", 'if state["step"] != summary["train"]["steps"]:', "if False:", "test_cli.py"
+    ),
+    Mutant("alignment of a view with itself", "readout.py", "alignment(a, b)", "alignment(a, a)", "test_cli.py"),
+    Mutant("freed memory goes back", "device.py", "mallopt(mmap_max, 0)", "mallopt(mmap_max, 65536)", "test_device.py"),
     Mutant("seeds of other recipes in one mean", "tables.py", "if key not in APART", "if False", "test_tables.py"),
 ]
 
