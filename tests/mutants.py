@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault: in `file` of the package `old`, which stands there once, becomes `new`; one of `tests` must fail."""
+    """One fault: in `file` of the package `old`, which stands there once, becomes `new`; one of `tests` (files, or single tests of one that
+    takes long) must fail."""
 
     name: str
     file: str
@@ -159,10 +160,22 @@ MUTANTS = [
         "readout.py",
         'data.split("train"), data.split("val"), data.split("test"), "test"',
         'data.split("train"), data.split("test"), data.split("test"), "test"',
-        "test_cli.py",
+        "test_cli.py::test_wrong_test_labels_change_the_final_accuracy_and_nothing_else test_cli.py::test_every_read_out_leaves_the_run_as_it_is_and_test_labels_change_its_accuracy_alone",
     ),
-    Mutant("tuning reads the test set", "readout.py", 'data.split("val"), "val"', 'data.split("test"), "val"', "test_cli.py"),
-    Mutant("monitor reads the test set", "train.py", 'parts.dataset.split("val")', 'parts.dataset.split("test")', "test_cli.py"),
+    Mutant(
+        "tuning reads the test set",
+        "readout.py",
+        'data.split("val"), "val"',
+        'data.split("test"), "val"',
+        "test_cli.py::test_a_run_that_tunes_never_touches_the_test_set",
+    ),
+    Mutant(
+        "monitor reads the test set",
+        "train.py",
+        'parts.dataset.split("val")',
+        'parts.dataset.split("test")',
+        "test_cli.py::test_a_run_that_tunes_never_touches_the_test_set",
+    ),
     # data
     Mutant("val stays in train", "data/dataset.py", "rest[self.val_rows] = False", "rest[self.val_rows] = True", "test_data.py"),
     Mutant(
@@ -174,7 +187,13 @@ MUTANTS = [
     ),
     # the loop, runs and configuration
     Mutant("gradients pile up", "train.py", "optimizer.zero_grad(set_to_none=True)", "pass", "test_stored_losses.py"),
-    Mutant("labels handed to every method", "build.py", "if method.uses_labels else None", "if True else None", "test_cli.py"),
+    Mutant(
+        "labels handed to every method",
+        "build.py",
+        "if method.uses_labels else None",
+        "if True else None",
+        "test_cli.py::test_labels_are_handed_only_to_methods_that_use_them",
+    ),
     Mutant("optimiser not restored", "train.py", 'parts.optimizer.load_state_dict(state["optimizer"])', "pass", "test_resume.py"),
     Mutant("metrics not cut back", "train.py", 'run.truncate_metrics(state["step"])', "pass", "test_resume.py"),
     Mutant(
@@ -326,9 +345,23 @@ MUTANTS = [
         "last weights in place of an epoch's", "commands/evaluate.py", "runs.epoch_file(path, cfg.load_epoch)", "weights", "test_seeds.py"
     ),
     # what a reader of the whole project found
-    Mutant("an epoch is lost where nothing else is due", "train.py", "probing or keeping or saving", "probing or saving", "test_cli.py"),
-    Mutant("a collapse is not said", "train.py", "if width < SPREAD_FLOOR or rank < 2:", "if False:", "test_cli.py"),
-    Mutant("read out on other data", "runs.py", "if then != digest:", "if False:", "test_cli.py"),
+    Mutant(
+        "an epoch is lost where nothing else is due",
+        "train.py",
+        "probing or keeping or saving",
+        "probing or saving",
+        "test_cli.py::test_an_epoch_is_kept_whether_or_not_its_step_is_saved_probed_or_logged",
+    ),
+    Mutant(
+        "a collapse is not said",
+        "train.py",
+        "if width < SPREAD_FLOOR or rank < 2:",
+        "if False:",
+        "test_cli.py::test_a_collapse_is_said_while_it_happens",
+    ),
+    Mutant(
+        "read out on other data", "runs.py", "if then != digest:", "if False:", "test_cli.py::test_other_data_than_the_runs_are_refused"
+    ),
     Mutant("the clock counts what compiles", "progress.py", "if not compiling:", "if True:", "test_progress.py"),
     Mutant("probes of other rates in one mean", "tables.py", " if _how(row) == _how(rows[0])]", "]", "test_tables.py"),
     Mutant(
@@ -347,11 +380,27 @@ MUTANTS = [
         "cache[0, rows]",
         "test_minibatch.py",
     ),
-    Mutant("another data set's number in a table", "tables.py", ' and "on" not in row]', "]", "test_cli.py"),
     Mutant(
-        "projections of other weights", "commands/evaluate.py", 'if state["step"] != summary["train"]["steps"]:', "if False:", "test_cli.py"
+        "another data set's number in a table",
+        "tables.py",
+        ' and "on" not in row]',
+        "]",
+        "test_cli.py::test_a_run_is_read_out_on_another_data_set",
     ),
-    Mutant("alignment of a view with itself", "readout.py", "alignment(a, b)", "alignment(a, a)", "test_cli.py"),
+    Mutant(
+        "projections of other weights",
+        "commands/evaluate.py",
+        'if state["step"] != summary["train"]["steps"]:',
+        "if False:",
+        "test_cli.py::test_projections_of_another_step_than_the_summarys_are_refused",
+    ),
+    Mutant(
+        "alignment of a view with itself",
+        "readout.py",
+        "alignment(a, b)",
+        "alignment(a, a)",
+        "test_cli.py::test_the_summary_has_accuracies_of_each_class_and_says_how_the_features_lie",
+    ),
     Mutant("freed memory goes back", "device.py", "mallopt(mmap_max, 0)", "mallopt(mmap_max, 65536)", "test_device.py"),
     Mutant("seeds of other recipes in one mean", "tables.py", "if key not in APART", "if False", "test_tables.py"),
 ]
