@@ -296,6 +296,17 @@ def test_the_manifest_keeps_the_command_as_it_was_typed(program: str, typed: lis
     assert runs._command([program], ["python", *typed]) == kept
 
 
+def test_lists_of_numbers_stand_on_one_line_and_read_back_the_same(tmp_path: Path) -> None:
+    content = {"a": [1, 2.5e-7, None, -3], "b": [[1, 0], [0, 2]], "c": ["nul", "1"], "d": {"e": []}, "f": [1, "x"], "g": "[ 1,\n 2 ]"}
+    path = new_run(tmp_path)
+    with runs.RunFolder(path) as folder:
+        folder.write("x.json", content)
+    text = (path / "x.json").read_text()
+    assert json.loads(text) == content
+    assert "[ 1, 2.5e-07, null, -3 ]" in text
+    assert len(text.splitlines()) < 30
+
+
 def test_the_manifests_commit_is_the_packages_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not that of a repository that an environment happens to lie in."""
     package = tmp_path / "lib/twoviews"

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import secrets
 import shlex
 import subprocess
@@ -28,6 +29,9 @@ CONFIG, MANIFEST, METRICS, SUMMARY, BACKBONE, REPORT = (
     "backbone.safetensors",
     "report.html",
 )
+
+
+NUMBERS = re.compile(r"\[\s[-+.\deE\s,nul]*\]")  # a list of nothing but numbers: one line of a JSON file, not one line each
 
 
 class RunFolder:
@@ -73,7 +77,7 @@ class RunFolder:
     def write(self, name: str, content: dict[str, Any] | str | bytes) -> None:
         """Write one file of the run atomically; a dict becomes JSON."""
         if isinstance(content, dict):
-            content = json.dumps(content, indent=1) + "\n"
+            content = NUMBERS.sub(lambda found: " ".join(found[0].split()), json.dumps(content, indent=1)) + "\n"
         checkpoint.write_atomic(self.path / name, content if isinstance(content, bytes) else content.encode())
 
 
