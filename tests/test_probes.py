@@ -501,6 +501,7 @@ def test_the_seeds_schedules_are_those_of_their_readmes() -> None:
     assert numbers("linear_sgd") == ("sgd", 0.2, 0.001, "step", 100, 512, 0.0, 0.9, True)
     assert numbers("linear_sgd", epochs=3, learning_rate=0.3)[1:5] == (0.3, 0.001, "step", 3)
     assert numbers("linear_sgd", learning_rate=1e-4)[2] == 1e-4, "a floor above the rate would be refused"
+    assert numbers("linear_augm", batch_size=300)[5] == numbers("linear_augm", "second_seed_v2", batch_size=300)[5] == 300
     assert numbers("linear_augm_cached", batch_size=1024) == numbers("linear_augm", batch_size=1024)
     assert {name: scale for name, (scale, _) in protocols.CROPS.items()} == {
         **{"linear_augm": 0.2, "linear_augm_cached": 0.2},
