@@ -29,7 +29,8 @@ class Neighbours:
 
 @torch.no_grad()
 def search(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str] = METRICS) -> dict[str, Neighbours]:
-    """The k nearest rows of the bank by each metric: exact, in float32 (float64 for float64 input), one product for all metrics.
+    """The k nearest rows of the bank by each metric: exact, in float32 (float64 for float64 input), by one product
+    for both metrics unless the features lie far from zero.
 
     Args:
         bank: (M, D) features, finite.
