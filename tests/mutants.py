@@ -142,11 +142,11 @@ MUTANTS = [
     Mutant("probe in train mode", "probes/embed.py", "    module.eval()", "    module.train()", "test_probes.py"),
     Mutant("modes not restored", "probes/embed.py", "part.training = mode", "part.training = False", "test_probes.py"),
     Mutant(
-        "every k votes with all", "probes/knn.py", "vote(found, bank_labels, k=k,", "vote(found, bank_labels, k=max(ks),", "test_probes.py"
+        "every k votes with all", "probes/knn.py", "vote(found, bank_labels, k=k,", "vote(found, bank_labels, k=max(ks),", "test_knn.py"
     ),
-    Mutant("neighbours by dot product", "probes/knn.py", "product * inverse if", "product if", "test_probes.py"),
-    Mutant("any of those that tie with the last neighbour", "probes/knn.py", "if beyond.any():", "if False:", "test_probes.py"),
-    Mutant("weights that underflow", "probes/knn.py", "((similarity - similarity[:, :1]) /", "(similarity /", "test_probes.py"),
+    Mutant("neighbours by dot product", "probes/knn.py", "product * inverse if", "product if", "test_knn.py"),
+    Mutant("any of those that tie with the last neighbour", "probes/knn.py", "if beyond.any():", "if False:", "test_knn.py"),
+    Mutant("weights that underflow", "probes/knn.py", "((similarity - similarity[:, :1]) /", "(similarity /", "test_knn.py"),
     Mutant(
         "weight decay chosen on the training rows",
         "probes/linear.py",
@@ -154,7 +154,32 @@ MUTANTS = [
         ".accuracy(features, labels)",
         "test_probes.py",
     ),
-    Mutant("bias decayed", "probes/linear.py", "w[:, :-1].square().sum()", "w.square().sum()", "test_probes.py"),
+    Mutant(
+        "bias decayed", "probes/linear.py", "share.sum(2, keepdim=True)]", "share.sum(2, keepdim=True) + decay * bias]", "test_probes.py"
+    ),
+    Mutant("decay tried on the rows that choose", "probes/linear.py", "rows=len(features), ", "", "test_probes.py"),
+    Mutant(
+        "optimum of the training rows alone",
+        "probes/linear.py",
+        "tried[best : best + 1], bar",
+        "tried[best : best + 1], rows=len(features), bar",
+        "test_probes.py",
+    ),
+    Mutant("8 bits: bound left out", "probes/knn.cpp", "most = product + bound;", "most = product;", "test_knn.py"),
+    Mutant("8 bits: the query's rounding forgotten", "probes/knn.cpp", "norms * q.error", "norms * 0", "test_knn.py"),
+    Mutant("8 bits: the bank's rounding forgotten", "probes/knn.cpp", "errors * q.norm", "errors * 0", "test_knn.py"),
+    Mutant(
+        "8 bits: k-th by what it is at most",
+        "probes/knn.cpp",
+        "return product - bound - half[row]",
+        "return product + bound - half[row]",
+        "test_knn.py",
+    ),
+    Mutant("8 bits: marked by the best of the k", "probes/knn.cpp", "worst = std::max(worst", "worst = std::min(worst", "test_knn.py"),
+    Mutant(
+        "8 bits: not looked at again", "probes/knn.cpp", "apart += (one - other) * (one - other);", "apart += one + other;", "test_knn.py"
+    ),
+    Mutant("8 bits: the last panel left out", "probes/knn.cpp", "(rows + PANEL - 1) / PANEL;", "rows / PANEL;", "test_knn.py"),
     Mutant(
         "weight decay chosen on test",
         "readout.py",
@@ -336,8 +361,8 @@ MUTANTS = [
         "test_minibatch.py",
     ),
     Mutant("first seed's probe at one rate", "probes/protocols.py", "0.1 * batch_size / 256", "0.1", "test_probes.py"),
-    Mutant("Euclidean without the banks' squares", "probes/knn.py", "torch.sub(product, squares, alpha=0.5)", "product", "test_probes.py"),
-    Mutant("Euclidean far from zero", "probes/knn.py", "FAR = 10.0", "FAR = 1e30", "test_probes.py"),
+    Mutant("Euclidean without the banks' squares", "probes/knn.py", "torch.sub(product, squares, alpha=0.5)", "product", "test_knn.py"),
+    Mutant("Euclidean far from zero", "probes/knn.py", "FAR = 10.0", "FAR = 1e30", "test_knn.py"),
     Mutant("linear evaluation of any run", "runs.py", "if like.items() <= config(path).items()]", "if True]", "test_seeds.py"),
     Mutant("latest is the one read out last", "runs.py", "(path / BACKBONE).stat()", "(path / SUMMARY).stat()", "test_seeds.py"),
     Mutant("MoCo's decay is SGD's momentum", "seeds.py", '"moco_m": "ema_decay"', '"moco_m": "momentum"', "test_seeds.py"),

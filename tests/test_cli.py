@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -168,15 +169,58 @@ def test_a_failure_while_running_is_one_line_and_exit_code_1(
     assert capsys.readouterr().err == "twoviews: RuntimeError: of a kind nobody foresaw (debug=true shows where)\n"
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: list[str]
+@pytest.mark.parametrize("kind", ["loss", "gradient", "input"])
+@pytest.mark.parametrize("save_every", [0.4, 1], ids=["a save right after it", "no save before the next loss"])
+def test_n1_what_is_not_finite_stops_the_run_keeps_the_last_good_weights_and_can_be_seen_again(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    data: Path,
+    no_report: None,
+    kind: str,
+    save_every: float,
 ) -> None:
     simclr = METHODS["simclr"]
-    forward = simclr.forward
-    monkeypatch.setattr(simclr, "forward", lambda *args: (forward(*args)[0] * float("nan"), {}))
-    assert main(["pretrain", *tiny]) == 1
-    assert "FloatingPointError: loss nan at step 0" in capsys.readouterr().err
-    assert not (small.only_run(tmp_path / "runs") / runs.SUMMARY).exists()
+    forward, at = simclr.forward, 7  # of ten steps in two epochs
+
+    def wrong(self: Any, views: list[torch.Tensor], labels: Any, progress: torch.Tensor) -> Any:
+        now = round(progress.item() * 10) == at
+        if now and kind == "input":
+            views = [view * float("nan") for view in views]
+        loss, extras = forward(self, views, labels, progress)
+        if now and kind == "loss":
+            loss = loss * float("inf")
+        if now and kind == "gradient":
+            loss = loss + (0 * self.backbone.conv1.weight.sum()).sqrt()  # 0, with a gradient of 0 / 0
+        return loss, extras
+
+    monkeypatch.setattr(simclr, "forward", wrong)
+    words = small.words(data, tmp_path / "runs", "epochs=2", f"checkpoint_every={save_every}", "log_interval=1")
+    assert main(["pretrain", *words]) == 3
+    said = capsys.readouterr().err
+    path = small.only_run(tmp_path / "runs")
+    step = at + (kind == "gradient" and save_every == 1)  # the gradient shows in the next loss, or in the weights before they are saved
+    assert f"at step {step}, rate" in said
+    assert said.count("\n") == 1
+    assert not (path / runs.SUMMARY).exists()
+    state = checkpoint.load(path)
+    assert state["step"] == (6 if save_every == 0.4 else 5)
+    assert all(torch.isfinite(x).all() for x in state["method"].values())
+    assert [row["step"] for row in runs.metrics(path)] == list(range(step))
+
+    replay = runs.read_json(path, runs.REPLAY)
+    assert (replay["step"], replay["seed"], len(replay["losses_before"])) == (step, 0, step)
+    assert replay["command"].startswith("twoviews pretrain resume=")
+    assert replay["command"] in said
+    assert main(shlex.split(replay["command"])[1:]) == 3
+    assert f"at step {step}, rate" in capsys.readouterr().err
+    assert runs.read_json(path, runs.REPLAY) == replay
+
+
+def test_n1_a_rate_far_too_high_diverges_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, data: Path) -> None:
+    words = small.words(data, tmp_path / "runs", "optimizer=sgd", "learning_rate=1000", "min_learning_rate=0", "weight_decay=1")
+    assert main(["pretrain", *words]) == 3
+    assert "try a lower learning_rate" in capsys.readouterr().err
 
 
 # ---- what a run leaves ----
@@ -585,6 +629,21 @@ def test_a_run_that_tunes_never_touches_the_test_set(data: Path, tmp_path: Path,
     probed = [small.without_times(runs.metrics(path)) for path in (wrong, clean)]
     assert probed[0] == probed[1]
     assert all("val_knn10" in row for row in probed[0])
+
+
+def test_test_images_may_be_trained_on_without_their_labels_and_every_number_says_so(
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, no_report: None
+) -> None:
+    words = ("train_on=train+val+test", "probes=fast", "max_steps=7")  # 420 images: six batches of 64 an epoch
+    clean = pretrained(data, tmp_path / "clean", *words)
+    assert "Fashion-MNIST, test, its images trained on accuracy in per cent" in capsys.readouterr().out
+    assert small.summary(clean)["train"]["planned_steps"] == 6 * small.summary(clean)["epochs"]
+    wrong = pretrained(poisoned(tmp_path, test=True), tmp_path / "wrong", *words)
+    assert weights(wrong) == weights(clean)
+    (row,) = tables.race([(small.summary(clean), runs.config(clean))])
+    assert row["Data"] == "Fashion-MNIST, test, its images trained on"
+    with pytest.raises(ValueError, match=r"train_on=train\+val\+test: supervised learns from labels"):
+        build.build(config.load("pretrain", small.words(data, tmp_path, "train_on=train+val+test", recipe="supervised")))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -59,10 +59,13 @@ def test_val_of_fifty_thousand_images_is_five_thousand() -> None:
 def test_the_other_splits_are_what_they_are_called(loaded: dataset.Dataset) -> None:
     assert loaded.split("train+val") == (loaded.images, loaded.labels)
     assert loaded.split("test") == (loaded.test_images, loaded.test_labels)
+    images, labels = loaded.split("train+val+test")
+    assert torch.equal(images, torch.cat([loaded.images, loaded.test_images]))
+    assert torch.equal(labels, torch.cat([loaded.labels, torch.full_like(loaded.test_labels, -1)])), "no label of a test image"
     images, labels = loaded.split("unlabelled")
     assert images is loaded.images
     assert set(labels.tolist()) == {-1}
-    with pytest.raises(ValueError, match=r"expected one of train, val, train\+val, test, unlabelled, got 'valid'"):
+    with pytest.raises(ValueError, match=r"expected one of train, val, train\+val, test, unlabelled, train\+val\+test, got 'valid'"):
         loaded.split("valid")
     with pytest.raises(ValueError, match=r"dataset: expected one of .*fashion_mini.*, got 'mnist'"):
         dataset.load("mnist", None)

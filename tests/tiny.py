@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from twoviews.data import READERS
 from twoviews.data.arrays import Arrays
@@ -117,3 +119,11 @@ def summary(path: Path) -> dict[str, Any]:
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of metrics or read-outs, less what the clock put there."""
     return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def blobs(n: int, d: int, classes: int, *, seed: int, apart: float = 1.0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Noisy points around one centre a class; the centres do not depend on the seed."""
+    centres = torch.randn(classes, d, generator=torch.Generator().manual_seed(99), dtype=torch.float64) * apart
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (n,), generator=generator)
+    return (centres[labels] + torch.randn(n, d, generator=generator, dtype=torch.float64)).to(dtype), labels

@@ -21,6 +21,7 @@ from twoviews.methods.base import Method
 from twoviews.probes.embed import embed
 from twoviews.views import Views
 
+SHIPPED = {path.stem: path for path in sorted((Path(__file__).parent / "assets").glob("*.safetensors"))}  # nets that come along, by name
 WHITEN_IMAGES = 5000  # of the training images, for the statistics of patches
 
 
@@ -68,6 +69,10 @@ def build(cfg: Config) -> Parts:
     machine = device.choose(device=cfg.device, threads=cfg.threads, precision=cfg.precision, compile=cfg.compile)
     dataset = load(cfg.dataset, cfg.data_dir, cfg.train_size)
     images, labels = dataset.split(cfg.train_on)
+    if METHODS[cfg.method].uses_labels and (labels < 0).any():
+        raise ValueError(
+            f"train_on={cfg.train_on}: {cfg.method} learns from labels, of which test images have none here: expected train+val"
+        )
     if cfg.batch_size > len(images):
         raise ValueError(f"batch_size={cfg.batch_size}: {dataset.title} has {len(images)} images in {cfg.train_on}: choose at most that")
     if not cfg.drop_last and len(images) % cfg.batch_size == 1:
@@ -195,8 +200,8 @@ def load_backbone(run: str | Path) -> nn.Module:
     """The trained backbone of a run, frozen and in eval mode.
 
     Args:
-        run: a run folder, or a `.safetensors` file of one. Images go in as (N, C, H, W) in [0, 1], less `module.mean` over
-            `module.std` (buffers of shape (C, 1, 1)).
+        run: a run folder, a `.safetensors` file of one, or the name of a net that comes along (`SHIPPED`). Images go in as
+            (N, C, H, W) in [0, 1], less `module.mean` over `module.std` (buffers of shape (C, 1, 1)).
 
     Returns:
         Module from (N, C, H, W) to h (N, embed_dim).
@@ -204,9 +209,9 @@ def load_backbone(run: str | Path) -> nn.Module:
     Raises:
         ValueError: if there is no such file or it is not one of ours.
     """
-    path = Path(run) / runs.BACKBONE if Path(run).is_dir() else Path(run)
+    path = Path(run) / runs.BACKBONE if Path(run).is_dir() else SHIPPED.get(str(run), Path(run))
     if not path.is_file():
-        raise ValueError(f"{path}: no such file: a finished run has one")
+        raise ValueError(f"{path}: no such file: expected a finished run, its file, or one of {', '.join(SHIPPED)}")
     with safe_open(path, framework="pt") as file:
         about = json.loads((file.metadata() or {}).get("twoviews", "{}"))
     if "backbone" not in about:

@@ -25,7 +25,7 @@ USAGE = """usage: twoviews <verb> key=value ...
   twoviews pretrain seed=0,1,2 --multirun           several runs, one after another
 """
 
-INTERRUPTED = 130
+DIVERGED, INTERRUPTED = 3, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words after the program's name; the process's own by default.
 
     Returns:
-        Exit code: 0 done, 1 a failure while running, 2 a command line that cannot be run, 130 or 143 stopped by a signal.
+        Exit code: 0 done, 1 a failure while running, 2 a command line that cannot be run, 3 a loss or weights that are not finite,
+        130 or 143 stopped by a signal.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -111,6 +112,8 @@ def _run(verb: str, cfg: config.Config) -> int:
         message = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, ValueError | FileNotFoundError):
             return _fail(message, 2)
+        if isinstance(error, FloatingPointError):
+            return _fail(message, DIVERGED)
         return _fail(f"{type(error).__name__}: {message} (debug=true shows where)", 1)
 
 

@@ -1,4 +1,4 @@
-"""`pixels.cpp`: compiled once for this machine, kept in the cache, and called on tensors."""
+"""The C++ parts, `pixels.cpp` and `probes/knn.cpp`: compiled once for this machine, kept in the cache, and called on tensors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from torch import Tensor
 
 from twoviews.device import compiler, cpu_name
 
-SOURCE = Path(__file__).with_name("pixels.cpp")
-# Loops become vector code only where a minimum may ignore NaN and signed zeros and no operation can trap; nothing in a view is NaN or
-# infinite. Not -ffast-math, which has all of these: linked into a library it would flush small numbers to zero in the whole process.
+VIEWS, KNN = "pixels.cpp", "probes/knn.cpp"
+# Loops become vector code only where a minimum may ignore NaN and signed zeros and no operation can trap; nothing in views and features is
+# NaN or infinite. Not -ffast-math, which has all of these: linked into a library it would flush small numbers to zero in the whole process.
 FLAGS = [
     *("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fopenmp-simd", "-ffp-contract=fast"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffinite-math-only"),
 ]
 COLUMNS = 16  # of the table of choices
+WIDEST = 2**16 - 1  # features whose sum of products of 8-bit codes fits 32 bits
 
 
 class Shape(ctypes.Structure):
@@ -88,9 +89,59 @@ def view(images: Tensor, table: Tensor, *, size: int, blur_kernel: int, cubic: b
     return out.permute(0, 3, 1, 2)
 
 
+def neighbours(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]] | None:
+    """The k nearest rows of the bank, on torch's number of threads, or None where tensors or machine are not for this.
+
+    Args:
+        bank, queries: (M, D) and (Q, D) of one dtype, finite.
+        k: in [1, M].
+        metrics: some of `cosine` and `euclidean`.
+
+    Returns:
+        {metric: (rows (Q, k) int64, cosine or minus the distance (Q, k))}, nearest first, of equally near ones the lower row first.
+
+    Raises:
+        RuntimeError: if it ran out of memory or threads.
+    """
+    fits = bank.dtype in (torch.float32, torch.float64) and bank.device.type == "cpu" and 1 <= bank.shape[1] <= WIDEST
+    found = library(KNN) if fits else None
+    if found is None:
+        return None
+    bank, queries = bank.contiguous(), queries.contiguous()
+    mean = bank.mean(0, dtype=torch.float64)
+    largest = float(max(bank.abs().max(), queries.abs().max()))
+    out = {metric: (torch.empty(len(queries), k, dtype=torch.int64), torch.empty(len(queries), k, dtype=bank.dtype)) for metric in metrics}
+    places = [[out[metric][i].data_ptr() if metric in out else None for metric in ("cosine", "euclidean")] for i in (0, 1)]
+    run = found.search_double if bank.dtype == torch.float64 else found.search_float
+    failed = run(
+        bank.data_ptr(),
+        queries.data_ptr(),
+        mean.data_ptr(),
+        1 / largest if largest > 0 else 1.0,
+        *(len(bank), len(queries), bank.shape[1], k),
+        *((ctypes.c_void_p * 2)(*two) for two in places),
+        torch.get_num_threads(),
+    )
+    if failed:
+        raise RuntimeError("knn: out of memory or threads")
+    return out
+
+
+def fast_products() -> bool:
+    """Whether this processor multiplies 8-bit numbers four times as fast as float32: elsewhere torch's own search is the faster one."""
+    return "avx512_vnni" in _features()
+
+
+_POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
+ARGUMENTS = {
+    VIEWS: ("views", [_POINTER, _POINTER, _POINTER, _NUMBER, Shape, _POINTER, _POINTER, _NUMBER]),
+    KNN: ("search", [_POINTER, _POINTER, _POINTER, ctypes.c_double, *[_NUMBER] * 4, _POINTER, _POINTER, _NUMBER]),
+}
+
+
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled library, or None where it cannot be made, with a printed line unless there is no compiler at all.
+def library(source: str = VIEWS) -> ctypes.CDLL | None:
+    """A compiled library, or None where it cannot be made, with a printed line unless there is no compiler at all.
 
     The first call on a machine compiles; later ones load the file. It is named by a hash of source, flags, compiler and processor, so
     that machines of different kinds can share a cache without running each other's instructions.
@@ -98,26 +149,27 @@ def library() -> ctypes.CDLL | None:
     cxx = compiler()
     if cxx is None:
         return None
+    path = Path(__file__).parent / source
     command = [cxx, *FLAGS]
     if platform.system() == "Linux":  # elsewhere the processor cannot be told apart well enough to share a cache
         command.append("-mcpu=native" if platform.machine() == "aarch64" else "-march=native")
     try:
         version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-        about = [*command, version, platform.platform(), cpu_name(), _features(), SOURCE.read_text(encoding="utf-8")]
+        about = [*command, version, platform.platform(), cpu_name(), _features(), path.read_text(encoding="utf-8")]
         key = hashlib.sha256("\0".join(about).encode()).hexdigest()
-        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twoviews" / f"pixels-{key[:24]}.so"
-        if not path.is_file():
-            print(f"compiling {SOURCE.name} for this machine, once", flush=True)
-            _compile(command, path)
-        found = ctypes.CDLL(str(path))
+        kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twoviews" / f"{path.stem}-{key[:24]}.so"
+        if not kept.is_file():
+            print(f"compiling {path.name} for this machine, once", flush=True)
+            _compile([*command, str(path)], kept)
+        found = ctypes.CDLL(str(kept))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: a user without a home
         said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
-        print(f"{SOURCE.name} could not be compiled or loaded ({' '.join(said.split())[:200]}): torch makes the views, more slowly")
+        print(f"{path.name} could not be compiled or loaded ({' '.join(said.split())[:200]}): torch does its work, more slowly")
         return None
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    for function in (found.views_float, found.views_double):
-        function.argtypes = [pointer, pointer, pointer, number, Shape, pointer, pointer, number]
-        function.restype = ctypes.c_int
+    name, arguments = ARGUMENTS[source]
+    for dtype in ("float", "double"):
+        function = getattr(found, f"{name}_{dtype}")
+        function.argtypes, function.restype = arguments, ctypes.c_int
     return found
 
 
@@ -127,13 +179,14 @@ def _compile(command: list[str], path: Path) -> None:
     handle, beside = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
     os.close(handle)
     try:
-        subprocess.run([*command, str(SOURCE), "-o", beside], capture_output=True, text=True, check=True, timeout=300)
+        subprocess.run([*command, "-o", beside], capture_output=True, text=True, check=True, timeout=300)
         os.replace(beside, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             Path(beside).unlink()
 
 
+@functools.cache
 def _features() -> str:
     """What the processor can do: virtual machines of one model differ in it."""
     try:

@@ -20,6 +20,7 @@ from twoviews.probes.finetune import finetune
 
 HOW = ("solver", "protocol", "probe_epochs", "probe_learning_rate", "probe_momentum", "probe_weight_decay")
 DIAGNOSED = 2000  # images
+SEEN = "test, its images trained on"
 LABELLED = 1000  # and the seed: which images have labels where few have
 
 Split = tuple[Tensor, Tensor]  # images (N, C, H, W) uint8 or features (N, D), and labels (N,)
@@ -38,7 +39,8 @@ def read_outs(
     """Rows for raw pixels, the untrained and the trained backbone; linear probes on augmented images read the trained one alone.
 
     A final run (`train_on=train+val`) is read out on `test`, this once. A run that tunes (`train_on=train`) is read out on
-    `val`, with a part of `train` in val's place, and never sees `test`.
+    `val`, with a part of `train` in val's place, and never sees `test`. One that learned from test images too
+    (`train_on=train+val+test`, as some papers do) is read out on `test`, and every row says so.
 
     Args:
         cfg: of the run.
@@ -56,7 +58,7 @@ def read_outs(
         ValueError: if features are not finite, or a probe's batch is larger than its rows.
         FloatingPointError: if a probe that is trained by minibatches diverges.
     """
-    train, val, test, where = _splits(cfg, data)
+    train, val, test, where = _splits(cfg, data, own=data is parts.dataset)
     changes = {name.removeprefix("probe_"): cfg[name] for name in HOW if name.startswith("probe_")}
     schedule = partial(protocols.schedule, protocol=cfg.protocol, backbone=cfg.backbone, batch_size=cfg.batch_size, **changes)
     job = _Job(parts, train, val, test, len(data.classes), schedule, seed, max_steps)
@@ -159,10 +161,10 @@ class _Job:
         return torch.from_numpy(stratified(labels.numpy(), size, seed=LABELLED + self.seed))
 
 
-def _splits(cfg: Config, data: Dataset) -> tuple[Split, Split, Split, str]:
+def _splits(cfg: Config, data: Dataset, *, own: bool) -> tuple[Split, Split, Split, str]:
     """What probes are fitted on, what they choose by, what they are read out on, and what that is called."""
-    if cfg.train_on == "train+val":
-        return data.split("train"), data.split("val"), data.split("test"), "test"
+    if cfg.train_on != "train":
+        return data.split("train"), data.split("val"), data.split("test"), SEEN if cfg.train_on == "train+val+test" and own else "test"
     images, labels = data.split("train")
     held = torch.zeros(len(labels), dtype=torch.bool)
     held[torch.from_numpy(stratified(labels.numpy(), len(data.val_rows), seed=1))] = True

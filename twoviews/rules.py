@@ -98,7 +98,7 @@ RULES: dict[str, Rule] = {
     "dataset": Rule(str, choices=("cifar10", "cifar100", "fashion_mnist", "fashion_mini")),
     "backbone": Rule(str, choices=("resnet18", "resnet34", "resnet50", "thin16", "thin32")),
     "whiten_stem": Rule(bool),
-    "train_on": Rule(str, choices=("train", "train+val")),
+    "train_on": Rule(str, choices=("train", "train+val", "train+val+test")),
     "train_size": Rule(int, 10, 100_000_000, null=True),
     "epochs": Rule(int, 1, 100_000),
     "batch_size": Rule(int, 2, 65_536),

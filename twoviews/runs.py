@@ -21,13 +21,14 @@ import yaml
 
 from twoviews import checkpoint
 
-CONFIG, MANIFEST, METRICS, SUMMARY, BACKBONE, REPORT = (
+CONFIG, MANIFEST, METRICS, SUMMARY, BACKBONE, REPORT, REPLAY = (
     "config.yaml",
     "manifest.json",
     "metrics.jsonl",
     "summary.json",
     "backbone.safetensors",
     "report.html",
+    "replay.json",
 )
 
 

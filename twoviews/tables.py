@@ -144,9 +144,9 @@ TABLES: dict[str, Callable[[Sequence[Run]], list[Row]]] = {
 def _about(group: list[Run]) -> Row:
     """What every table says beside a seed's columns: of which recipe, on which pixels, how often."""
     summary = group[0][0]
-    split = {row["split"] for row in summary["readouts"]} - {"test"}
+    splits = {row["split"] for row in summary["readouts"]} - {"test"}
     marked = f"{summary['recipe']}{' (uses labels)' if summary['uses_labels'] else ''}"
-    return {"Recipe": marked, "Data": summary["dataset"] + (", val" if split else ""), "Seeds": str(len({s["seed"] for s, _ in group}))}
+    return {"Recipe": marked, "Data": ", ".join([summary["dataset"], *sorted(splits)]), "Seeds": str(len({s["seed"] for s, _ in group}))}
 
 
 def _readouts(group: list[Run]) -> Row:

@@ -7,6 +7,7 @@ uint8    V views       h            z        scalar    params
 from __future__ import annotations
 
 import math
+import shlex
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from twoviews import checkpoint, device, optim, runs
 from twoviews.build import Parts, backbone_bytes, views_on
 from twoviews.config import Config
 from twoviews.data.dataset import batch_rows, stratified
+from twoviews.methods.base import Method
 from twoviews.parallel import StopFlag
 from twoviews.probes.diagnostics import SPREAD_FLOOR, rankme, spread
 from twoviews.probes.knn import knn
@@ -24,6 +26,7 @@ from twoviews.progress import Clock, Progress
 FLUSH_EVERY = 50  # steps between two reads of the losses: each read waits for the device
 PREDICT_AT = 20  # steps after which the total time is predicted
 MONITOR_BANK, MONITOR_K = 10_000, 10  # kNN while training: training images only
+KEPT_LOSSES = 100  # in the replay file
 MONITOR_Z = 2000  # images whose projections show a collapse
 
 
@@ -34,7 +37,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
         (exit code: 0, or 128 + signal, the `train` entry of the summary).
 
     Raises:
-        FloatingPointError: if a loss is not finite; the last checkpoint stays.
+        FloatingPointError: if a loss or a weight is not finite; the last checkpoint stays, and `replay.json` says how to see it again.
     """
     method, machine, optimizer, spe = parts.method, parts.machine, parts.optimizer, parts.steps_per_epoch
     steps = cfg.epochs * spe
@@ -88,6 +91,9 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
                 _predict(bar, clock, cfg, views_per_step, last - done)
             if len(pending) >= FLUSH_EVERY or probing or keeping or saving:
                 _read_losses(pending)  # waits for the device
+                bad = _first_bad(pending, method if saving else None)
+                if bad is not None:
+                    raise _diverged(run, cfg, pending, bad)
                 clock.pause()
                 pending[-1].update(views_per_s=round(clock.rate(views_per_step), 1), seconds=round(clock.total, 3))
                 bar.add(0, f"epoch {step / spe:.1f} loss {pending[-1]['loss']:.3f}")
@@ -154,11 +160,37 @@ def _read_losses(pending: list[dict[str, Any]]) -> None:
         rows = [row for row in pending if isinstance(row.get(name), Tensor)]
         for row, value in zip(rows, torch.stack([row[name] for row in rows]).tolist(), strict=True):
             row[name] = value
-    for row in pending:
-        if not math.isfinite(row["loss"]):
-            raise FloatingPointError(
-                f"loss {row['loss']} at step {row['step']}, rate {row['lr']:g}: the last checkpoint is kept; try a lower learning_rate"
-            )
+
+
+def _first_bad(pending: list[dict[str, Any]], method: Method | None) -> int | None:
+    """Which row has a loss that is not finite; the last, if that left weights which are not: a checkpoint must never hold those."""
+    bad = next((i for i, row in enumerate(pending) if not math.isfinite(row["loss"])), None)
+    if bad is None and method is not None:
+        whole = [x for x in method.state_dict().values() if x.is_floating_point()]
+        if not torch.stack([torch.isfinite(x).all() for x in whole]).all():
+            return len(pending) - 1
+    return bad
+
+
+def _diverged(run: runs.RunFolder, cfg: Config, pending: list[dict[str, Any]], bad: int) -> FloatingPointError:
+    """What to raise, after the rows before it are logged and `replay.json` is written: steps are functions of seed and number, so that
+    the command there takes the same ones from the last checkpoint to the same end."""
+    row = pending[bad]
+    run.log(pending[:bad])
+    replay = {
+        "step": row["step"],
+        "seed": cfg.seed,
+        "loss": str(row["loss"]),
+        "learning_rate": row["lr"],
+        "losses_before": [before["loss"] for before in runs.metrics(run.path)[-KEPT_LOSSES:]],
+        "command": shlex.join(["twoviews", "pretrain", f"resume={run.path}", f"max_steps={row['step'] + 1}"]),
+    }
+    run.write(runs.REPLAY, replay)
+    what = f"loss {row['loss']}" if not math.isfinite(row["loss"]) else f"loss {row['loss']:.4g}, and weights that are not finite,"
+    return FloatingPointError(
+        f"{what} at step {row['step']}, rate {row['lr']:g}: the last checkpoint is kept; try a lower learning_rate; "
+        f"to see it again: {replay['command']} ({run.path / runs.REPLAY})"
+    )
 
 
 def monitor(parts: Parts, bar: Progress, done: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from twoviews.data import READERS
 
 VAL_SIZE = 5000  # of CIFAR's and Fashion-MNIST's training images; a tenth of smaller sets
-SPLITS = ("train", "val", "train+val", "test", "unlabelled")
+SPLITS = ("train", "val", "train+val", "test", "unlabelled", "train+val+test")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Dataset:
 
         Args:
             name: `train` and `val` part the official training images; `train+val` is all of them; `test`; `unlabelled`
-                is what a method without labels may see: `train+val`, its labels -1.
+                is what a method without labels may see: `train+val`, its labels -1; `train+val+test` has the test images too, and
+                for those no labels.
 
         Raises:
             ValueError: if there is no such split.
@@ -55,6 +56,8 @@ class Dataset:
             return self.images, self.labels
         if name == "unlabelled":
             return self.images, torch.full_like(self.labels, -1)
+        if name == "train+val+test":
+            return torch.cat([self.images, self.test_images]), torch.cat([self.labels, torch.full_like(self.test_labels, -1)])
         if name == "val":
             return self.images[self.val_rows], self.labels[self.val_rows]
         if name == "train":

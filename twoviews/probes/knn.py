@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from twoviews import native
+
 KS = (1, 5, 10, 20, 200)
 METRICS = ("cosine", "euclidean")
 QUERIES = 500  # rows of the similarity matrix at a time: 50,000 x 500 x 4 bytes = 100 MB
@@ -29,8 +31,8 @@ class Neighbours:
 
 @torch.no_grad()
 def search(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str] = METRICS) -> dict[str, Neighbours]:
-    """The k nearest rows of the bank by each metric: exact, in float32 (float64 for float64 input), by one product
-    for both metrics unless the features lie far from zero.
+    """The k nearest rows of the bank by each metric, exact: by `knn.cpp` in double where the processor is made for it, else in the
+    features' own dtype, by one product for both metrics unless they lie far from zero.
 
     Args:
         bank: (M, D) features, finite.
@@ -52,12 +54,13 @@ def search(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str] = ME
         raise ValueError(f"knn: expected metric cosine or euclidean, got {', '.join(map(repr, metrics))}")
     if not (torch.isfinite(bank).all() and torch.isfinite(queries).all()):
         raise ValueError("knn: features hold NaN or infinite values")
+    if native.fast_products() and (found := native.neighbours(bank, queries, k=k, metrics=metrics)):
+        return {metric: Neighbours(*both) for metric, both in found.items()}
     offset = bank.mean(0)
     if "euclidean" in metrics and offset.square().sum() > FAR * bank.var(0, correction=0).sum():
         # About the bank's mean squares are small against differences; angles are not about the mean, so they need a product of their own.
         others = [metric for metric in metrics if metric != "euclidean"]
-        found = search(bank, queries, k=k, metrics=others) if others else {}
-        return found | _search(bank - offset, queries - offset, k, ["euclidean"])
+        return (_search(bank, queries, k, others) if others else {}) | _search(bank - offset, queries - offset, k, ["euclidean"])
     return _search(bank, queries, k, metrics)
 
 
