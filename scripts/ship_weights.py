@@ -7,23 +7,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import save
 
-from twoviews import runs
+from twoviews import build, runs
 
 ASSETS = Path(__file__).parent.parent / "twoviews/assets"
 
 if __name__ == "__main__":
     run = Path(sys.argv[1])
     config = runs.config(run)
-    with safe_open(run / runs.BACKBONE, framework="pt") as file:
-        about = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    tensors, about = build._read_tensors(run / runs.BACKBONE)
     halved = {name: x.half() if x.is_floating_point() else x for name, x in tensors.items()}
     target = ASSETS / f"{config['method']}-{config['dataset']}-{config['backbone']}.safetensors"
-    target.write_bytes(save(halved, metadata=about))
+    about["sha256"] = build._tensors_seal(halved, about)
+    target.write_bytes(save(halved, metadata={"twoviews": json.dumps(about)}))
     print(f"{target}: {target.stat().st_size / 2**20:.2f} MiB")

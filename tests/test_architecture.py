@@ -31,6 +31,7 @@ GROUND: dict[str, set[str]] = {
     "device": set(),
     "checkpoint": set(),
     "runs": {"checkpoint"},
+    "manifest": set(),
     "config": {"rules"},
     "rules": set(),
     "progress": set(),

@@ -318,10 +318,11 @@ def test_the_report_is_one_file_with_command_tables_and_pictures(finished: Path)
 def test_names_in_the_report_are_escaped(tmp_path: Path, finished: Path) -> None:
     parts = build.build(config.Config(config.load("pretrain", ["threads=1", "compile=false", "dataset=fashion_mini"])))
     path = runs.create(tmp_path, "a", "title: <script>alert(1)</script>\n")
-    for name in (runs.SUMMARY, runs.MANIFEST, runs.METRICS):
-        text = (finished / name).read_text(encoding="utf-8")
-        (path / name).write_text(text.replace("Fashion-MNIST", "<img src=x onerror=alert(1)>"), encoding="utf-8")
     with runs.RunFolder(path) as folder:
+        for name in (runs.SUMMARY, runs.MANIFEST):
+            text = json.dumps(runs.read_json(finished, name))
+            folder.write(name, json.loads(text.replace("Fashion-MNIST", "<img src=x onerror=alert(1)>")))
+        folder.log(runs.metrics(finished))
         report.write(folder, parts)
     html = (path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in html
@@ -442,9 +443,8 @@ def test_every_read_out_leaves_the_run_as_it_is_and_test_labels_change_its_accur
     found = []
     for name, place in (("clean", data), ("wrong", poisoned(tmp_path, test=True))):
         shutil.copytree(finished, tmp_path / name)
-        manifest = json.loads((finished / runs.MANIFEST).read_text())
-        manifest["data_digest"] = load("fashion_mnist", str(place), None).digest  # or reading out is refused
-        (tmp_path / name / runs.MANIFEST).write_text(json.dumps(manifest))
+        digest = load("fashion_mnist", str(place), None).digest  # or reading out is refused
+        small.change(tmp_path / name, runs.MANIFEST, data_digest=digest)
         words = [
             "probes=all",
             "probe_epochs=20",

@@ -81,12 +81,16 @@ def bad_values(verb: str, key: str) -> Iterator[str]:
 
 
 def cases() -> list[dict[str, Any]]:
-    """Every wrong command line: its words, what kind of wrong it is, and the key that the answer must name."""
+    """Every wrong command line: its words, what kind of wrong it is, and the key that the answer must name. Every key of a verb, at the
+    first card that has it."""
     out: list[dict[str, Any]] = []
+    seen: set[tuple[str, str]] = set()
     for verb, recipe in CARDS:
         known = set(card(verb, recipe)) | {"hydra"}
         start = [verb, recipe] if recipe else [verb]
-        for key in sorted(known - {"hydra", "recipe"}):
+        new = {key for key in known - {"hydra", "recipe"} if (verb, key) not in seen}
+        seen |= {(verb, key) for key in new}
+        for key in sorted(new):
             value = {bool: "true", int: "1", float: "1", str: "a"}[RULES[key].type]
             wrong = [("typo", f"{typo}={value}") for typo in typos(key, known)]
             wrong += [("sign", f"{sign}{key}={value}") for sign in ("+", "++")] + [("sign", f"~{key}"), ("sign", f"~{key}={value}")]
@@ -207,7 +211,7 @@ def test_every_key_has_a_rule_and_every_rule_a_card() -> None:
 def test_choices_are_what_the_package_has() -> None:
     assert set(RULES["method"].choices) == set(methods.METHODS)
     assert set(RULES["backbone"].choices) == set(backbones.BACKBONES)
-    assert set(RULES["dataset"].choices) == set(data.READERS)
+    assert set(RULES["dataset"].choices) == {*data.READERS, "folder"}
     assert set(RULES["recipe"].choices) == {path.stem for path in (PACKAGE / "conf/recipe").glob("*.yaml")}
 
 

@@ -283,9 +283,9 @@ def decodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     counts: list[int] = []
     real = folder._decode
 
-    def counted(paths: list[Path], title: str) -> np.ndarray:
+    def counted(paths: list[Path], title: str, size: int | None) -> tuple[np.ndarray, dict[int, str]]:
         counts.append(len(paths))
-        return real(paths, title)
+        return real(paths, title, size)
 
     monkeypatch.setattr(folder, "_decode", counted)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_views import SIMCLR, numbers, pictures, views_of
-from tiny import only_run
+from tiny import change, only_run
 from torch import Tensor
 
 from twoviews import build, config, device, native
@@ -242,9 +242,8 @@ def test_a_run_uses_it_where_it_may_compile_and_only_there(tiny: list[str]) -> N
 def test_a_run_does_not_go_on_with_views_made_by_another(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", *tiny, "max_steps=2"]) == 0
     path = only_run(tmp_path / "runs")
-    manifest = json.loads((path / "manifest.json").read_text())
-    assert manifest["views_by"] == "torch"
-    (path / "manifest.json").write_text(json.dumps({**manifest, "views_by": "C++"}))
+    assert json.loads((path / "manifest.json").read_text())["views_by"] == "torch"
+    change(path, "manifest.json", views_by="C++")
     capsys.readouterr()
     assert main(["pretrain", f"resume={path}"]) == 2
     assert "torch makes the views here, C++ did then" in capsys.readouterr().err

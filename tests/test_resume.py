@@ -84,9 +84,9 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_other_batches_losses_and_optimisers_go_on_bit_for_bit_too(tmp_path: Path, half: Path, recipe: str, changes: list[str]) -> None:
     words = small.words(half, tmp_path, *LOOP[1:], *changes, recipe=recipe)
     steps = 8
-    straight = go(runs.create(tmp_path, "straight", ""), words, steps)
+    straight = go(runs.create(tmp_path, "straight", "seed: 0\n"), words, steps)
     for k in (3, 4, 5):
-        path = runs.create(tmp_path, f"stopped{k}", "")
+        path = runs.create(tmp_path, f"stopped{k}", "seed: 0\n")
         go(path, words, k)
         assert differences(go(path, words, steps), straight) == []
     if "drop_last=false" in changes:
@@ -97,14 +97,14 @@ def test_other_batches_losses_and_optimisers_go_on_bit_for_bit_too(tmp_path: Pat
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_stopped_after_any_step_goes_on_bit_for_bit(tmp_path: Path, half: Path, method: str) -> None:
     words = small.words(half, tmp_path, *LOOP, recipe=RECIPE[method])
-    straight = go(runs.create(tmp_path, "straight", ""), words, STEPS)
+    straight = go(runs.create(tmp_path, "straight", "seed: 0\n"), words, STEPS)
     assert straight["saved"]["step"] == STEPS
     assert differences(straight["saved"]["method"], straight["method"]) == []
     assert [row["step"] for row in straight["metrics"]] == list(range(STEPS))
     assert [row["step"] for row in straight["metrics"] if "val_knn10" in row] == [1, 3, 5, 7, 9, 11]
     assert straight["optimizer"]["state"]
     for k in range(1, STEPS):
-        path = runs.create(tmp_path, f"stopped-{k}", "")
+        path = runs.create(tmp_path, f"stopped-{k}", "seed: 0\n")
         stopped = go(path, words, k)
         assert stopped["saved"]["step"] == k
         assert differences(stopped["metrics"], straight["metrics"][:k]) == []
@@ -113,8 +113,8 @@ def test_a_run_stopped_after_any_step_goes_on_bit_for_bit(tmp_path: Path, half: 
 
 def test_a_chain_of_starts_of_one_step_each_is_the_straight_run(tmp_path: Path, half: Path) -> None:
     words = small.words(half, tmp_path, *LOOP)
-    straight = go(runs.create(tmp_path, "straight", ""), words, STEPS)
-    path = runs.create(tmp_path, "chain", "")
+    straight = go(runs.create(tmp_path, "straight", "seed: 0\n"), words, STEPS)
+    path = runs.create(tmp_path, "chain", "seed: 0\n")
     for k in range(1, STEPS + 1):
         last = go(path, words, k)
     assert differences(last, straight) == []
@@ -125,9 +125,9 @@ def test_the_default_path_of_a_cpu_goes_on_bit_for_bit_too(tmp_path: Path, half:
     words = small.words(half, tmp_path, "compile=auto", "precision=bf16", "threads=2", "batch_size=32")
     threads = torch.get_num_threads()
     try:
-        straight = go(runs.create(tmp_path, "straight", ""), words, 5)
+        straight = go(runs.create(tmp_path, "straight", "seed: 0\n"), words, 5)
         for k in (1, 3):
-            path = runs.create(tmp_path, f"stopped{k}", "")
+            path = runs.create(tmp_path, f"stopped{k}", "seed: 0\n")
             go(path, words, k)
             assert differences(go(path, words, 5), straight) == []
     finally:
@@ -300,14 +300,44 @@ def test_a_changed_recipe_is_refused_with_what_differs(cut_short: Path, capsys: 
     assert {path.name: path.read_bytes() for path in cut_short.iterdir()} == before
 
 
+def test_the_same_command_with_the_same_run_id_goes_on(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "write", lambda folder, parts: None)
+    words = small.words(data, tmp_path / "runs", "run_id=170017")
+    half = tmp_path / "runs/fashion_thin-fashion_mnist-thin16-170017"
+    half.mkdir(parents=True)
+    (half / runs.CONFIG).write_text("seed: 0\n")  # killed before it came to its first step
+    assert main(["pretrain", *words, "max_steps=2"]) == 0
+    path = small.only_run(tmp_path / "runs")
+    assert path == half
+    capsys.readouterr()
+    assert main(["pretrain", *words]) == 0
+    said = capsys.readouterr().out
+    assert f"run_id=170017: going on with {path}\n" in said
+    assert f"resuming {path} at step 2 of 5" in said
+    assert main(["pretrain", *small.words(data, tmp_path / "straight")]) == 0
+    assert differences(result(path), result(small.only_run(tmp_path / "straight"))) == []
+    assert main(["pretrain", *words, "temperature=0.3"]) == 2
+    assert "a resumed run keeps its recipe (temperature" in capsys.readouterr().err
+    with runs.RunFolder(path):
+        assert main(["pretrain", *words]) == 2
+    assert "in use by process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("run_id", ["../x", "a/b", ".hidden", "a" * 65, "ä", "a b"])
+def test_a_run_id_is_a_plain_word(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], run_id: str) -> None:
+    assert main(["pretrain", *small.words(data, tmp_path / "runs", f"run_id={run_id}")]) == 2
+    assert "run_id=" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_changed_data_are_refused(cut_short: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stored = (cut_short / runs.CONFIG).read_text(encoding="utf-8")
     parts = small.arrays()
     parts[0][0, 0, 0] ^= 1
     other = small.write_idx(tmp_path / "other", parts)
-    (cut_short / runs.CONFIG).write_text(stored.replace(str(data), str(other)), encoding="utf-8")
     capsys.readouterr()
-    assert main(["pretrain", f"resume={cut_short}"]) == 2
+    assert main(["pretrain", f"resume={cut_short}", f"data_dir={other}"]) == 2
     assert "the data differ from the run's" in capsys.readouterr().err
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from tiny import command, environment, words
 
-from twoviews import checkpoint, runs
+from twoviews import checkpoint, manifest, runs
 
 STATE = {"step": 3, "method": {"w": torch.arange(500.0)}, "clock": {"epochs": [1.0, 2.0]}}
 
@@ -51,7 +51,7 @@ assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
     )
     assert done.returncode == 0, done.stderr
     assert len(set(done.stdout.split())) == len(list(where.iterdir())) == 8
-    assert all((path / "config.yaml").read_text() == "seed: 0\n" for path in where.iterdir())
+    assert all(runs.config(path) == {"seed": 0} for path in where.iterdir())
 
 
 def test_a_folder_in_use_is_refused_with_its_holder_and_free_after_sigkill(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_summary_that_is_not_json_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_the_manifest_keeps_the_command_as_it_was_typed(program: str, typed: list[str], kept: str) -> None:
-    assert runs._command([program], ["python", *typed]) == kept
+    assert manifest._command([program], ["python", *typed]) == kept
 
 
 def test_lists_of_numbers_stand_on_one_line_and_read_back_the_same(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_lists_of_numbers_stand_on_one_line_and_read_back_the_same(tmp_path: Pat
     with runs.RunFolder(path) as folder:
         folder.write("x.json", content)
     text = (path / "x.json").read_text()
-    assert json.loads(text) == content
+    assert runs.read_json(path, "x.json") == content
     assert "[ 1, 2.5e-07, null, -3 ]" in text
     assert len(text.splitlines()) < 30
 
@@ -320,13 +320,13 @@ def test_the_manifests_commit_is_the_packages_own(tmp_path: Path, monkeypatch: p
     (tmp_path / "a").write_text("a")
     git("add", "a")
     git("commit", "-qm", "a")
-    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
-    assert runs._commit() is None
+    monkeypatch.setattr(manifest, "__file__", str(package / "manifest.py"))
+    assert manifest._commit() is None
     (tmp_path / "twoviews").mkdir()
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "twoviews/runs.py"))
-    assert runs._commit() == git("rev-parse", "HEAD")
+    monkeypatch.setattr(manifest, "__file__", str(tmp_path / "twoviews/manifest.py"))
+    assert manifest._commit() == git("rev-parse", "HEAD")
     (tmp_path / "a").write_text("b")
-    assert runs._commit() == git("rev-parse", "HEAD") + "+"
+    assert manifest._commit() == git("rev-parse", "HEAD") + "+"
 
 
 def test_a_sweeps_manifest_has_the_verb_and_no_folder_of_hydras(tmp_path: Path, data: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twoviews import runs
 from twoviews.data import READERS
 from twoviews.data.arrays import Arrays
 from twoviews.data.idx import FILES
@@ -111,9 +112,16 @@ def only_run(runs_dir: Path) -> Path:
     return path
 
 
+def change(path: Path, name: str, **values: Any) -> None:
+    """Other values in one JSON file of a run, sealed as the run would have."""
+    with runs.RunFolder(path) as folder:
+        folder.write(name, {**runs.read_json(path, name), **values})
+
+
 def summary(path: Path) -> dict[str, Any]:
     """Of a run."""
-    return json.loads((path / "summary.json").read_text())
+    found = json.loads((path / "summary.json").read_text())
+    return {key: value for key, value in found.items() if key != "sha256"}
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

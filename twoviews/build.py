@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
@@ -67,7 +68,7 @@ def build(cfg: Config) -> Parts:
         ValueError: if a value is out of range or the data cannot be had: before anything is written.
     """
     machine = device.choose(device=cfg.device, threads=cfg.threads, precision=cfg.precision, compile=cfg.compile)
-    dataset = load(cfg.dataset, cfg.data_dir, cfg.train_size)
+    dataset = load(cfg.dataset, cfg.data_dir, cfg.train_size, image_size=cfg.image_size, on_bad=cfg.on_bad)
     images, labels = dataset.split(cfg.train_on)
     if METHODS[cfg.method].uses_labels and (labels < 0).any():
         raise ValueError(
@@ -179,8 +180,13 @@ def build_method(cfg: Config, dataset: Dataset, init: Path | None = None) -> Met
     return METHODS[cfg.method](**{name: parts[name] if name in parts else cfg[name] for name in wanted})
 
 
-def backbone_bytes(cfg: Config, parts: Parts) -> bytes:
-    """The backbone as a safetensors file that says how to build it: torchvision's key names, no prefix."""
+def backbone_bytes(cfg: Config, parts: Parts, run: str) -> bytes:
+    """The backbone as a safetensors file that says how to build it and whose it is: torchvision's key names, no prefix.
+
+    Args:
+        cfg, parts: of the run.
+        run: `runs.identity` of it.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.method.backbone.state_dict().items()}
     channels, height = parts.dataset.images.shape[1:3]
     about = {
@@ -191,9 +197,55 @@ def backbone_bytes(cfg: Config, parts: Parts) -> bytes:
         "std": " ".join(f"{s:.6f}" for s in parts.std),
         "recipe": cfg.recipe,
         "dataset": parts.dataset.title,
+        "run": run,
     }
+    about["sha256"] = _tensors_seal(tensors, about)
     # important: one key, because safetensors writes several in a random order: equal runs would have unequal files
     return safetensors_bytes(tensors, metadata={"twoviews": json.dumps(about)})
+
+
+def _tensors_seal(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
+    """A checksum over names, shapes, types and values of tensors, and over what is said about them."""
+    sha = hashlib.sha256(json.dumps({key: value for key, value in about.items() if key != "sha256"}, sort_keys=True).encode())
+    for name, x in sorted(tensors.items()):
+        sha.update(f"{name} {x.dtype} {tuple(x.shape)}\0".encode())
+        sha.update(x.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and what it says about them ({} if another program wrote it).
+
+    Raises:
+        ValueError: if there is no such file, or it is damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file: a finished run has one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            about = json.loads((file.metadata() or {}).get("twoviews", "{}"))
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path}: damaged, or not a safetensors file ({' '.join(str(error).split())[:100]})") from None
+    if "sha256" in about and about["sha256"] != _tensors_seal(tensors, about):
+        raise ValueError(f"{path}: damaged: its checksum does not hold")
+    return tensors, about
+
+
+def check_weights(path: Path, run: str) -> dict[str, str]:
+    """What a run's file of weights says about itself.
+
+    Args:
+        path: the file.
+        run: `runs.identity` of the run that it should be of.
+
+    Raises:
+        ValueError: if it is missing, damaged, or of another run.
+    """
+    about = _read_tensors(path)[1]
+    if about.get("run", run) != run:
+        raise ValueError(f"{path}: of another run")
+    return about
 
 
 def load_backbone(run: str | Path) -> nn.Module:
@@ -212,8 +264,7 @@ def load_backbone(run: str | Path) -> nn.Module:
     path = Path(run) / runs.BACKBONE if Path(run).is_dir() else SHIPPED.get(str(run), Path(run))
     if not path.is_file():
         raise ValueError(f"{path}: no such file: expected a finished run, its file, or one of {', '.join(SHIPPED)}")
-    with safe_open(path, framework="pt") as file:
-        about = json.loads((file.metadata() or {}).get("twoviews", "{}"))
+    about = check_weights(path, runs.identity(Path(run))) if Path(run).is_dir() else _read_tensors(path)[1]
     if "backbone" not in about:
         raise ValueError(f"{path}: does not say which backbone it holds: not a file of TwoViews")
     module, _ = backbones.build(about["backbone"], in_channels=int(about["in_channels"]), image_size=int(about["image_size"]))
@@ -224,10 +275,7 @@ def load_backbone(run: str | Path) -> nn.Module:
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file: a finished run has one")
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    tensors, _ = _read_tensors(path)
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:

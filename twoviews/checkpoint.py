@@ -1,9 +1,10 @@
-"""Atomic files, and checkpoints that are either whole or refused."""
+"""Atomic files, checkpoints that are either whole or refused, and seals: checksums that files of other kinds carry inside."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import pickle
 from pathlib import Path
@@ -46,6 +47,28 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def seal(content: dict[str, Any], run: str) -> str:
+    """The checksum that a JSON object of a run carries under `sha256`: of its values, however they are written, and of whose they are.
+
+    Args:
+        content: without its seal.
+        run: `runs.identity` of the run that it belongs to.
+    """
+    return hashlib.sha256(f"{run}\0{json.dumps(content, sort_keys=True)}".encode()).hexdigest()
+
+
+def opened(content: dict[str, Any], run: str) -> dict[str, Any]:
+    """What a sealed object holds, without its seal; one without a seal, as others write them, as it is.
+
+    Raises:
+        ValueError: if the seal does not hold.
+    """
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    if "sha256" in content and (len(str(content["sha256"])) < 8 or not seal(rest, run).startswith(str(content["sha256"]))):
+        raise ValueError("damaged, or of another run: its checksum does not hold")
+    return rest
+
+
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Keep `state` as the folder's last checkpoint, and the last one as the previous.
 
@@ -86,8 +109,12 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: holds more than tensors and plain values: refused, nothing of it was run") from None
 
 
-def load(folder: Path) -> dict[str, Any]:
+def load(folder: Path, run: str | None = None) -> dict[str, Any]:
     """The folder's last checkpoint, or the previous one with a printed line if the last is damaged (it is kept as `checkpoint.damaged`).
+
+    Args:
+        folder: the run folder.
+        run: `runs.identity` of it: a checkpoint that says it is another run's is none; None: not asked.
 
     Raises:
         ValueError: if neither can be read, with both reasons.
@@ -96,6 +123,8 @@ def load(folder: Path) -> dict[str, Any]:
     for name in (LAST, PREVIOUS):
         try:
             state = read(folder / name)
+            if run is not None and state.get("run", run) != run:
+                raise ValueError(f"{folder / name}: of another run")
         except (ValueError, OSError) as error:
             reasons.append(str(error) if isinstance(error, ValueError) else f"{folder / name}: {error.strerror}")
             continue

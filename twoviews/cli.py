@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0 done, 1 a failure while running, 2 a command line that cannot be run, 3 a loss or weights that are not finite,
-        130 or 143 stopped by a signal.
+        130, 143 or 138 stopped by SIGINT, SIGTERM or SIGUSR1.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -94,6 +94,8 @@ def _dispatch(read: Callable[[], tuple[str, list[str], list[str] | None]], argv:
         if any(word in config.FLAGS for word in words):
             return config.with_hydra(verb, words, lambda cfg: _run(verb, cfg), typed)
         cfg = config.load(verb, words, typed)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
     except ValueError as error:
         if debug:
             raise

@@ -16,7 +16,7 @@ from twoviews.rules import CONF, RULES, rule, show
 
 VERBS = ("pretrain", "evaluate", "runs", "report", "doctor")
 FLAGS = ("--multirun", "-m", "--cfg", "-c", "job", "--help", "-h")  # of Hydra's: the others run or read what is no key
-PATH_KEYS = ("resume", "init", "run", "runs_dir", "data_dir")
+PATH_KEYS = ("resume", "init", "run", "run_id", "runs_dir", "data_dir")  # their values are taken literally
 
 
 class Config(dict[str, Any]):

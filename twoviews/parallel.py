@@ -7,11 +7,11 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what SLURM is asked to send before the time is up
 
 
 class StopFlag:
-    """`with StopFlag() as stop:` the first SIGINT or SIGTERM sets `stop.signal`; a second SIGINT leaves at once.
+    """`with StopFlag() as stop:` the first SIGINT, SIGTERM or SIGUSR1 sets `stop.signal`; a second SIGINT leaves at once.
 
     Signals arrive between two bytecodes, in the middle of a step or a save, so the handler only sets a flag.
     """

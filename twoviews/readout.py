@@ -58,6 +58,9 @@ def read_outs(
         ValueError: if features are not finite, or a probe's batch is larger than its rows.
         FloatingPointError: if a probe that is trained by minibatches diverges.
     """
+    if len(data.classes) < 2:
+        print(f"{data.title}: its images are of one class: there is nothing to read out")
+        return []
     train, val, test, where = _splits(cfg, data, own=data is parts.dataset)
     changes = {name.removeprefix("probe_"): cfg[name] for name in HOW if name.startswith("probe_")}
     schedule = partial(protocols.schedule, protocol=cfg.protocol, backbone=cfg.backbone, batch_size=cfg.batch_size, **changes)

@@ -95,7 +95,7 @@ RULES: dict[str, Rule] = {
     # what is trained
     "recipe": Rule(str, choices=tuple(sorted(f.stem for f in (CONF / "recipe").glob("*.yaml")))),
     "method": Rule(str, choices=METHODS),
-    "dataset": Rule(str, choices=("cifar10", "cifar100", "fashion_mnist", "fashion_mini")),
+    "dataset": Rule(str, choices=("cifar10", "cifar100", "fashion_mnist", "fashion_mini", "folder")),
     "backbone": Rule(str, choices=("resnet18", "resnet34", "resnet50", "thin16", "thin32")),
     "whiten_stem": Rule(bool),
     "train_on": Rule(str, choices=("train", "train+val", "train+val+test")),
@@ -163,7 +163,7 @@ RULES: dict[str, Rule] = {
     "probe_momentum": Rule(float, 0, 0.9999, null=True),
     "probe_weight_decay": Rule(float, 0, 10, null=True),
     "table": Rule(str, choices=SEED_TABLES, null=True),
-    "transfer": Rule(str, choices=("cifar10", "cifar100", "fashion_mnist", "fashion_mini"), null=True),
+    "transfer": Rule(str, choices=("cifar10", "cifar100", "fashion_mnist", "fashion_mini", "folder"), null=True),
     "load_epoch": Rule(int, 1, 100_000, null=True),
     # the machine and the place
     "seed": Rule(int, 0, 2**32 - 1),
@@ -174,7 +174,10 @@ RULES: dict[str, Rule] = {
     "max_steps": Rule(int, 1, null=True),
     "runs_dir": Rule(str),
     "data_dir": _path,
+    "image_size": Rule(int, 8, 1024, null=True),
+    "on_bad": Rule(str, choices=("stop", "skip")),
     "resume": _path,
+    "run_id": _path,
     "init": _path,
     "run": Rule(str),
     "debug": Rule(bool),

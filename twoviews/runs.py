@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
 import re
 import secrets
-import shlex
-import subprocess
-import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +29,22 @@ CONFIG, MANIFEST, METRICS, SUMMARY, BACKBONE, REPORT, REPLAY = (
 )
 
 
+# Keys that change no weight: where a run lies, how it was cut short, when it is saved, how it is read out.
+WEIGHTLESS = (
+    *("runs_dir", "data_dir", "debug", "resume", "run_id", "max_steps", "checkpoint_every", "log_interval"),
+    *(
+        "probes",
+        "probe_every",
+        "solver",
+        "protocol",
+        "probe_epochs",
+        "probe_learning_rate",
+        "probe_momentum",
+        "probe_weight_decay",
+        "table",
+    ),
+)
+SEAL = "# sha256 of what follows: "  # the first line of a configuration, so that a file that was cut short still has it
 NUMBERS = re.compile(r"\[\s[-+.\deE\s,nul]*\]")  # a list of nothing but numbers: one line of a JSON file, not one line each
 
 
@@ -60,44 +73,55 @@ class RunFolder:
         self._lock.write(f"process {os.getpid()} on {platform.node()}")
         self._lock.flush()
         checkpoint.clean(self.path)
+        self.identity = identity(self.path)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._lock.close()
 
     def log(self, rows: list[dict[str, Any]]) -> None:
-        """Append rows to the metrics, one JSON object a line."""
+        """Append rows to the metrics, one JSON object a line, each with the first eight digits of its seal."""
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.write(self._lines(rows))
 
     def truncate_metrics(self, step: int) -> None:
-        """Drop every row of `step` and later, and a torn last line: what a resumed run will write again."""
-        rows = [row for row in metrics(self.path) if row["step"] < step]
-        checkpoint.write_atomic(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        """Drop every row of `step` and later, and a torn last line: what a resumed run will write again. Rows that are damaged or lost are
+        said and left out: they are no reason to stop a run whose checkpoint is whole."""
+        bad: list[str] = []
+        rows = [row for row in metrics(self.path, bad) if row["step"] < step]
+        if bad or len(rows) < step:
+            print(f"{bad[0] if bad else self.path / METRICS}: of {step} steps {len(rows)} are logged; going on without the others")
+        checkpoint.write_atomic(self.path / METRICS, self._lines(rows).encode())
+
+    def _lines(self, rows: list[dict[str, Any]]) -> str:
+        return "".join(json.dumps({**row, "sha256": checkpoint.seal(row, self.identity)[:8]}) + "\n" for row in rows)
 
     def write(self, name: str, content: dict[str, Any] | str | bytes) -> None:
-        """Write one file of the run atomically; a dict becomes JSON."""
+        """Write one file of the run atomically; a dict becomes JSON with a seal."""
         if isinstance(content, dict):
+            content = {"sha256": checkpoint.seal(content, self.identity), **content}
             content = NUMBERS.sub(lambda found: " ".join(found[0].split()), json.dumps(content, indent=1)) + "\n"
         checkpoint.write_atomic(self.path / name, content if isinstance(content, bytes) else content.encode())
 
 
-def create(runs_dir: Path, name: str, config_yaml: str) -> Path:
-    """A new folder `<runs_dir>/<name>-<time>-<hex>` with its config inside.
+def create(runs_dir: Path, name: str, config_yaml: str, run_id: str | None = None) -> Path:
+    """A new folder `<runs_dir>/<name>-<time>-<hex>`, or `<name>-<run_id>`, with its config inside.
 
     Raises:
-        ValueError: if the place cannot be written.
+        ValueError: if the place cannot be written, or the folder of that `run_id` is there.
     """
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
         while True:
-            path = runs_dir / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+            own = run_id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+            path = runs_dir / f"{name}-{own}"
             try:
                 path.mkdir()  # atomic: of two processes at one instant one gets the name
                 break
             except FileExistsError:
-                continue
-        checkpoint.write_atomic(path / CONFIG, config_yaml.encode())
+                if run_id:
+                    raise ValueError(f"run_id={run_id}: {path} is there: another process began it at this instant") from None
+        checkpoint.write_atomic(path / CONFIG, (SEAL + hashlib.sha256(config_yaml.encode()).hexdigest() + "\n" + config_yaml).encode())
     except OSError as error:
         raise ValueError(f"runs_dir={runs_dir}: cannot be written ({error.strerror}): choose another with runs_dir=") from None
     return path
@@ -136,14 +160,30 @@ def find(run: str, runs_dir: Path, **like: Any) -> Path:
     )
 
 
+def identity(path: Path) -> str:
+    """What tells a run's files from another run's: a checksum of the keys that decide its weights.
+
+    Raises:
+        ValueError: as `config`.
+    """
+    decides = {key: value for key, value in config(path).items() if key not in WEIGHTLESS}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def config(path: Path) -> dict[str, Any]:
     """The resolved configuration of a run.
 
     Raises:
-        ValueError: if it cannot be parsed.
+        ValueError: if its checksum does not hold, or it cannot be parsed.
     """
     try:
-        found = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+        text = (path / CONFIG).read_text(encoding="utf-8")
+        first, _, rest = text.partition("\n")
+        if first.startswith(SEAL) and first.removeprefix(SEAL) != hashlib.sha256(rest.encode()).hexdigest():
+            raise ValueError(f"{path / CONFIG}: damaged or changed: its checksum does not hold")
+        found = yaml.safe_load(text)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path / CONFIG}: damaged: not text") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path / CONFIG}: not YAML ({' '.join(str(error).split())[:100]})") from None
     if not isinstance(found, dict):
@@ -175,23 +215,36 @@ def _listing(runs_dir: Path) -> str:
     return f"; {runs_dir} holds {', '.join(names)}" if names else f"; {runs_dir} holds no run: twoviews pretrain makes one"
 
 
-def metrics(path: Path) -> list[dict[str, Any]]:
+def metrics(path: Path, bad: list[str] | None = None) -> list[dict[str, Any]]:
     """The rows of a run's metrics; a torn last line, left by a kill, is skipped.
 
+    Args:
+        path: the run folder.
+        bad: where what is wrong with other lines is put; None: the first of them raises.
+
     Raises:
-        ValueError: naming the line, if another one is not JSON.
+        ValueError: naming the line, if another one is no row of this run.
     """
     rows = []
     try:
-        lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
+        blob = (path / METRICS).read_bytes()
     except FileNotFoundError:
         return []
+    run = identity(path) if (path / CONFIG).is_file() else ""
+    lines = blob.split(b"\n")
     for number, line in enumerate(lines, start=1):
+        if number == len(lines):  # behind the last line break: nothing, or a torn line
+            break
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise ValueError(f"{path / METRICS}, line {number}: not JSON") from None
+            row = checkpoint.opened(json.loads(line), run)
+            row["step"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = error if "checksum" in str(error) else "not a row of metrics"
+            if bad is None:
+                raise ValueError(f"{path / METRICS}, line {number}: {why}") from None
+            bad.append(f"{path / METRICS}, line {number}: {why}")
+            continue
+        rows.append(row)
     return rows
 
 
@@ -199,14 +252,20 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     """One JSON file of a run, or {} if it is not there.
 
     Raises:
-        ValueError: if it is there and cannot be parsed.
+        ValueError: if it is there and cannot be parsed, or its checksum does not hold.
     """
     try:
-        return json.loads((path / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        found = json.loads((path / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path / name}: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path / name}: not a JSON object")
+    try:
+        return checkpoint.opened(found, identity(path) if (path / CONFIG).is_file() else "")
+    except ValueError as error:
+        raise ValueError(f"{path / name}: {error}") from None
 
 
 def check_data(path: Path, digest: str) -> None:
@@ -222,45 +281,3 @@ def check_data(path: Path, digest: str) -> None:
     then = read_json(path, MANIFEST).get("data_digest")
     if then != digest:
         raise ValueError(f"{path}: the data differ from the run's (digest {digest[:12]}, then {str(then)[:12]}): data_dir= names a place")
-
-
-def manifest(**more: Any) -> dict[str, Any]:
-    """Where and how a run ran: command, git commit, versions, machine, and whatever the caller adds."""
-    return {
-        "command": _command(sys.argv, sys.orig_argv),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in ("twoviews", "torch", "torchvision", "numpy")},
-        "system": platform.platform(),
-        **more,
-    }
-
-
-def _command(argv: list[str], typed: list[str]) -> str:
-    """The command without the interpreter and without the folders of the program: `twoviews pretrain recipe=demo`.
-
-    Args:
-        argv: `sys.argv`; its first word is the program, or the package's `__main__.py` under `python -m`.
-        typed: `sys.orig_argv`, whose tail is what was typed behind the program; a sweep changes `argv`, never this.
-    """
-    program = Path(argv[0])
-    name = program.parent.name if program.name == "__main__.py" else program.name.split()[0] if program.name else "python"
-    here = [i for i, word in enumerate(typed) if i and Path(word).name in (name, program.name, f"-m{name}")]
-    command = ["python", name] if name.endswith(".py") else [name]
-    return shlex.join([*command, *typed[here[0] + 1 :]] if here else command)
-
-
-def _commit() -> str | None:
-    """The git commit of the package's checkout, `+` behind it if files differ; None outside a checkout."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) != here.parent.resolve():  # an environment inside somebody's repository
-            return None
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -11,7 +11,7 @@ Run = tuple[dict[str, Any], dict[str, Any]]  # summary, configuration
 
 # Keys in which runs of one recipe may differ and still be seeds of one experiment: the seed, places, and what only watches or reads.
 APART = {
-    *("seed", "runs_dir", "data_dir", "device", "threads", "compile", "debug", "resume", "max_steps"),
+    *("seed", "runs_dir", "data_dir", "device", "threads", "compile", "debug", "resume", "run_id", "max_steps"),
     *("probe_every", "checkpoint_every", "log_interval", "probes", "solver", "protocol", "table"),
     *("probe_epochs", "probe_learning_rate", "probe_momentum", "probe_weight_decay"),
 }

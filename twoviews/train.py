@@ -102,10 +102,11 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
                 run.log(pending)
                 pending.clear()
                 if keeping:  # before the checkpoint: a run that is killed between the two takes this step again
-                    run.write(f"epoch-{done // spe}.safetensors", backbone_bytes(cfg, parts))
+                    run.write(f"epoch-{done // spe}.safetensors", backbone_bytes(cfg, parts, run.identity))
                 if saving:
                     state = {
                         "step": done,
+                        "run": run.identity,
                         "method": method.state_dict(),
                         "optimizer": optimizer.state_dict(),
                         "clock": clock.state(),
@@ -135,7 +136,7 @@ def _restore(run: runs.RunFolder, parts: Parts, last: int) -> tuple[int, Clock]:
     if not (run.path / checkpoint.LAST).exists() and not (run.path / checkpoint.PREVIOUS).exists():
         run.truncate_metrics(0)
         return 0, clock
-    state = checkpoint.load(run.path)
+    state = checkpoint.load(run.path, run.identity)
     if state["step"] > last:
         raise ValueError(f"max_steps={last}: {run.path} has taken {state['step']} steps already: choose at least that, or leave it out")
     parts.method.load_state_dict(state["method"])
@@ -194,7 +195,7 @@ def _diverged(run: runs.RunFolder, cfg: Config, pending: list[dict[str, Any]], b
 
 
 def monitor(parts: Parts, bar: Progress, done: int) -> dict[str, float]:
-    """kNN on training images alone, and the signs of a collapse; said in one line."""
+    """kNN on training images alone, where they have classes, and the signs of a collapse; said in one line."""
     train_images, train_labels = parts.dataset.split("train")
     val_images, val_labels = parts.dataset.split("val")
     modules = parts.method.features()
@@ -204,13 +205,14 @@ def monitor(parts: Parts, bar: Progress, done: int) -> dict[str, float]:
     queries = parts.embed(modules["h"], val_images, "probe")
     z = parts.embed(modules.get("z", modules["h"]), val_images[:: -(-len(val_images) // MONITOR_Z)], "probe")
     k = min(MONITOR_K, len(bank))
-    values = {
-        f"val_knn{k}": knn(bank, train_labels[rows], queries, val_labels, ks=[k])[k],
-        "z_spread": spread(z),
-        "z_rankme": rankme(z),
-    }
-    accuracy, width, rank = 100 * values[f"val_knn{k}"], values["z_spread"], values["z_rankme"]
-    bar.line(f"epoch {done / parts.steps_per_epoch:.1f}: kNN-{k} on val {accuracy:.1f} %, spread of z {width:.2f}, RankMe {rank:.0f}")
+    values = {"z_spread": spread(z), "z_rankme": rankme(z)}
+    width, rank = values["z_spread"], values["z_rankme"]
+    said = f"epoch {done / parts.steps_per_epoch:.1f}: "
+    if len(parts.dataset.classes) > 1:
+        accuracy = knn(bank, train_labels[rows], queries, val_labels, ks=[k])[k]
+        values = {f"val_knn{k}": accuracy, **values}
+        said += f"kNN-{k} on val {100 * accuracy:.1f} %, "
+    bar.line(f"{said}spread of z {width:.2f}, RankMe {rank:.0f}")
     if width < SPREAD_FLOOR or rank < 2:
         bar.line(f"warning: z is collapsing: its spread is {width:.2f} of 1, its RankMe {rank:.1f} of {z.shape[1]}")
     return values

@@ -31,22 +31,26 @@ def run(cfg: Config) -> int:
         of, weights = f"epoch_{cfg.load_epoch}", runs.epoch_file(path, cfg.load_epoch)
     used = {key: cfg[key] for key in ("device", "threads", "precision", "compile", "debug", *readout.HOW)}
     place = stored["data_dir"] if cfg.transfer else cfg.data_dir or stored["data_dir"]
-    run_cfg = Config({**stored, **used, "data_dir": place, "init": str(weights)})
+    run_cfg = Config({**cfg, **stored, **used, "data_dir": place, "init": str(weights)})
     with runs.RunFolder(path) as folder:
         summary = runs.read_json(path, runs.SUMMARY)
         if not summary:
             raise ValueError(f"run={path}: not finished: twoviews pretrain resume={path} goes on")
+        build.check_weights(weights, folder.identity)
         parts = build.build(run_cfg)
         runs.check_data(path, parts.dataset.digest)
         if protocols.votes(probes, "z"):  # the projector's weights lie in the checkpoint alone
-            state = checkpoint.load(path)
+            state = checkpoint.load(path, folder.identity)
             if state["step"] != summary["train"]["steps"]:
                 raise ValueError(
                     f"run={path}: its checkpoint is of step {state['step']}, its summary of step {summary['train']['steps']}: "
                     f"twoviews pretrain resume={path} ends it"
                 )
             parts.method.load_state_dict(state["method"])
-        data = with_channels(load(cfg.transfer, cfg.data_dir), parts.images.shape[1]) if cfg.transfer else parts.dataset
+        data = parts.dataset
+        if cfg.transfer:
+            other = load(cfg.transfer, cfg.data_dir, image_size=cfg.image_size, on_bad=cfg.on_bad)
+            data = with_channels(other, parts.images.shape[1])
         seed = cfg.seed if "seed" in cfg.given else stored["seed"]
         at = Config({**run_cfg, "init": stored["init"]})
         rows = readout.read_outs(at, parts, probes, data=data, of=of, seed=seed, max_steps=cfg.max_steps)

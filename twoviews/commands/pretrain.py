@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from twoviews import build, config, formats, readout, runs, tables, train
+from twoviews import build, config, formats, manifest, readout, runs, tables, train
 from twoviews.commands import evaluate, report
 from twoviews.config import Config
 from twoviews.methods import METHODS
@@ -51,6 +53,12 @@ def run(cfg: Config) -> int:
 
 def _pretrain(cfg: Config) -> tuple[Path, int]:
     began = time.perf_counter()
+    name = f"{cfg.recipe}-{cfg.dataset}-{cfg.backbone}"
+    begun = _begun(cfg, name)
+    if begun is not None:
+        print(f"run_id={cfg.run_id}: going on with {begun}")
+        given, cfg = cfg.given, Config({**cfg, "resume": str(begun)})
+        cfg.given = given
     if cfg.resume:
         path = runs.find(cfg.resume, Path(cfg.runs_dir))
         cfg = _resumed(cfg, path)
@@ -65,8 +73,7 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
     else:
         probes = protocols.parse(cfg.probes, cfg.solver)
         parts = build.build(cfg)  # before the folder: what is refused leaves nothing behind
-        name = f"{cfg.recipe}-{cfg.dataset}-{cfg.backbone}"
-        path = runs.create(Path(cfg.runs_dir), name, yaml.safe_dump(dict(cfg), sort_keys=False))
+        path = runs.create(Path(cfg.runs_dir), name, yaml.safe_dump(dict(cfg), sort_keys=False), cfg.run_id)
     with runs.RunFolder(path) as folder:
         if not cfg.resume:
             folder.write(runs.MANIFEST, _manifest(cfg, parts))
@@ -74,7 +81,7 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
         code, trained = train.fit(cfg, parts, folder)
         if code:
             return path, code
-        folder.write(runs.BACKBONE, build.backbone_bytes(cfg, parts))
+        folder.write(runs.BACKBONE, build.backbone_bytes(cfg, parts, folder.identity))
         rows = readout.read_outs(cfg, parts, probes, data=parts.dataset, seed=cfg.seed)
         before = runs.read_json(path, runs.SUMMARY)  # of a finished run that was resumed: nothing was trained, its rows stand
         if before and before["train"]["steps"] == trained["steps"]:
@@ -107,6 +114,21 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
     return path, 0
 
 
+def _begun(cfg: Config, name: str) -> Path | None:
+    """The run that this `run_id` began, if it came to its first step; one that did not is swept away and begun again."""
+    if cfg.resume or cfg.run_id is None:
+        return None
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", cfg.run_id):
+        raise ValueError(f"run_id={cfg.run_id}: expected at most 64 letters, digits, '.', '_' and '-', such as a job's number")
+    path = Path(cfg.runs_dir) / f"{name}-{cfg.run_id}"
+    if (path / runs.MANIFEST).is_file():
+        return path
+    if (path / runs.CONFIG).is_file():
+        with runs.RunFolder(path):  # not while another process is about to write the manifest
+            shutil.rmtree(path)
+    return None
+
+
 def _resumed(cfg: Config, path: Path) -> Config:
     """The run's own configuration; what the command line says must not contradict it."""
     stored, used = runs.config(path), runs.read_json(path, runs.MANIFEST)
@@ -125,12 +147,12 @@ def _resumed(cfg: Config, path: Path) -> Config:
     free = {key: cfg[key] for key in FREE_ON_RESUME if key in cfg.given or key == "resume"}
     if "max_steps" not in cfg.given:
         free["max_steps"] = None  # a run cut short by max_steps goes on to its end
-    return Config({**stored, **free})
+    return Config({**cfg, **stored, **free})  # a run of before a key was there has its default
 
 
 def _manifest(cfg: Config, parts: build.Parts) -> dict[str, Any]:
     machine = parts.machine
-    return runs.manifest(
+    return manifest.manifest(
         machine=str(machine),
         device=machine.device.type,
         threads=machine.threads,
@@ -138,6 +160,7 @@ def _manifest(cfg: Config, parts: build.Parts) -> dict[str, Any]:
         compile=machine.compile,
         views_by=build.views_by(machine),
         data=parts.dataset.title,
+        skipped_files=list(parts.dataset.skipped),
         data_digest=parts.dataset.digest,
         peak_learning_rate=parts.peak_rate,
         seed=cfg.seed,

@@ -33,7 +33,7 @@ def run(cfg: Config) -> int:
             "device": cfg.device,
             "threads": cfg.threads,
         }
-        parts = build.build(Config({**stored, **here}))
+        parts = build.build(Config({**cfg, **stored, **here}))
         runs.check_data(path, parts.dataset.digest)
         write(folder, parts)
     return 0

@@ -1,4 +1,7 @@
-"""Data sets by name. A reader is one function from `data_dir` to `Arrays`; adding one is one function and one line here."""
+"""Data sets by name. A reader is one function from `data_dir` to `Arrays`; adding one is one function and one line here.
+
+`folder` has a reader of its own kind: it is told a size and what to do about bad files.
+"""
 
 from __future__ import annotations
 

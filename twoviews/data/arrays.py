@@ -17,6 +17,7 @@ class Arrays:
         train_images, test_images: (N, C, H, W) uint8.
         train_labels, test_labels: (N,) int64 in [0, len(classes)).
         classes: names.
+        skipped: files that were left out, each with its reason.
 
     Raises:
         ValueError: naming the array that does not have this form.
@@ -28,6 +29,7 @@ class Arrays:
     test_images: np.ndarray
     test_labels: np.ndarray
     classes: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for split, images, labels in (("train", self.train_images, self.train_labels), ("test", self.test_images, self.test_labels)):

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twoviews.data import READERS
+from twoviews.data import READERS, folder
+from twoviews.data.arrays import Arrays
 
 VAL_SIZE = 5000  # of CIFAR's and Fashion-MNIST's training images; a tenth of smaller sets
 SPLITS = ("train", "val", "train+val", "test", "unlabelled", "train+val+test")
@@ -26,6 +27,7 @@ class Dataset:
         val_rows: which of the training images are `val`, sorted.
         mean, std: of the official training pixels in [0, 1], per channel.
         digest: SHA-256 of pixels and labels.
+        skipped: files of a folder that were left out, each with its reason.
     """
 
     title: str
@@ -38,6 +40,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     digest: str
+    skipped: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """Images (n, C, H, W) uint8 and labels (n,) int64 of one split.
@@ -67,21 +70,26 @@ class Dataset:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {name!r}")
 
 
-def load(name: str, data_dir: str | None, train_size: int | None = None) -> Dataset:
+def load(name: str, data_dir: str | None, train_size: int | None = None, *, image_size: int | None = None, on_bad: str = "stop") -> Dataset:
     """Read a data set by name.
 
     Args:
-        name: a key of `data.READERS`.
+        name: a key of `data.READERS`, or `folder`.
         data_dir: where it lies, or None for its own place.
         train_size: keep so many of the training images, every class by its share, always the same ones; None: all. What is left
             is all that training and read-outs see, and the title says so.
+        image_size, on_bad: of `folder` alone: see `folder.read`. A folder without a test split gives up a tenth of its images for one.
 
     Raises:
         ValueError: from the reader: what was expected, what was found; or if there are not so many images.
     """
-    if name not in READERS:
-        raise ValueError(f"dataset: expected one of {', '.join(READERS)}, got {name!r}")
-    arrays = READERS[name](data_dir)
+    if name not in (*READERS, "folder"):
+        raise ValueError(f"dataset: expected one of {', '.join(READERS)} or folder, got {name!r}")
+    if name != "folder" and image_size is not None:
+        raise ValueError(f"image_size={image_size}: {name} has its own size: expected null, or dataset=folder")
+    arrays = folder.read(data_dir, image_size=image_size, on_bad=on_bad) if name == "folder" else READERS[name](data_dir)
+    if not len(arrays.test_labels):
+        arrays = _hold_out(arrays)
     if train_size is not None:
         there = len(arrays.train_labels)
         if train_size > there:
@@ -101,6 +109,19 @@ def load(name: str, data_dir: str | None, train_size: int | None = None) -> Data
         mean=mean,
         std=std,
         digest=arrays.digest(),
+        skipped=arrays.skipped,
+    )
+
+
+def _hold_out(arrays: Arrays) -> Arrays:
+    """A tenth of the training images, every class by its share, always the same ones, as the test split that the data lack."""
+    rows = stratified(arrays.train_labels, len(arrays.train_labels) // 10, seed=3)
+    rest = np.ones(len(arrays.train_labels), bool)
+    rest[rows] = False
+    images, labels = arrays.train_images, arrays.train_labels
+    title = f"{arrays.title}, a tenth held out as test"
+    return replace(
+        arrays, title=title, train_images=images[rest], train_labels=labels[rest], test_images=images[rows], test_labels=labels[rows]
     )
 
 

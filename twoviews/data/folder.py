@@ -1,4 +1,4 @@
-"""Image trees `<split>/<class>/*`: decoded once in parallel, then cached as uint8 with a checksum."""
+"""Trees of images, decoded once in parallel, then cached as uint8 with a checksum: `dataset=folder`, and CIFAR unpacked."""
 
 from __future__ import annotations
 
@@ -15,11 +15,73 @@ from twoviews.data.arrays import Arrays
 from twoviews.progress import Progress
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".webp": "WEBP"}
+MORE = {".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM"}
 LOSSY = {".jpg", ".jpeg"}
+LISTED = 20  # bad files that a message names
+
+
+def read(data_dir: str | None, *, image_size: int | None, on_bad: str) -> Arrays:
+    """Any tree of images: `[train/ and test/] [<class>/...] file`.
+
+    Without `test/` (or `val/`) a part of the images is held out by `dataset.load`; without class folders there is one class, and
+    nothing to read out. Pixels become RGB as they are shown: turned as EXIF says, the first frame of several, 16 bits a channel
+    scaled to 8; then the shorter side becomes `image_size` (bilinear, antialiased) and the middle square is kept.
+
+    Args:
+        data_dir: the tree.
+        image_size: pixels, >= 8.
+        on_bad: `stop` lists the files that are no images and refuses; `skip` leaves them out and records them.
+
+    Raises:
+        ValueError: if the tree or the size is missing, classes do not fit, there are too few images, or files are bad.
+    """
+    if not data_dir or not Path(data_dir).is_dir():
+        there = "no folder there" if data_dir else "got nothing"
+        raise ValueError(f"dataset=folder: data_dir= must name a folder of images, {there}{f': {data_dir}' if data_dir else ''}")
+    if image_size is None:
+        raise ValueError("dataset=folder: image_size= must say how many pixels wide and high the images become, such as image_size=32")
+    root = Path(data_dir)
+    parts = [root / "train", next((root / name for name in ("test", "val") if (root / name).is_dir()), None)]
+    if not (root / "train").is_dir():
+        parts = [root, None]
+    found = [[] if part is None else _walk(part) for part in parts]
+    classes = sorted({name for name, _ in found[0]})
+    if unknown := sorted({name for name, _ in found[1]} - set(classes)):
+        raise ValueError(f"{parts[1]}: holds classes that {parts[0]} has not: {', '.join(unknown[:LISTED])}")
+    listings = [[(path, classes.index(name)) for name, path in part] for part in found]
+    if len(listings[0]) < 20:
+        raise ValueError(f"{parts[0]}: holds {len(listings[0])} images ({', '.join(SUFFIXES | MORE)}): expected 20 at least")
+    paths = [path for listing in listings for path, _ in listing]
+    images, bad = _images(paths, root, root.name, image_size)
+    if bad and on_bad == "stop":
+        raise ValueError(f"{_listed(bad, paths)}: mend or remove them, or leave them out with on_bad=skip")
+    good = [i for i in range(len(paths)) if i not in bad]
+    cut = sum(i < len(listings[0]) for i in good)
+    labels = np.array([label for listing in listings for _, label in listing], np.int64)[good]
+    if bad:
+        print(f"{len(bad)} of {len(paths)} files are no images and left out: the run's manifest lists them")
+    title = f"{root.resolve().name}, {image_size} pixels"
+    skipped = tuple(f"{_name(paths[i])}: {reason}" for i, reason in bad.items())
+    return Arrays(title, images[:cut], labels[:cut], images[cut:], labels[cut:], tuple(classes), skipped)
+
+
+def _walk(folder: Path) -> list[tuple[str, Path]]:
+    """Class and path of every image file, sorted; the class is the first folder on the way, or one name for all where there are none."""
+    suffixes = SUFFIXES | MORE
+    found = [
+        (Path(place) / name).relative_to(folder)
+        for place, folders, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in suffixes and not name.startswith(".")
+    ]
+    loose = sorted(path for path in found if len(path.parts) == 1)
+    if loose and len(loose) < len(found):
+        raise ValueError(f"{folder}: {loose[0]} and {len(loose) - 1} more lie beside class folders: put every image into one, or none")
+    return sorted(("images" if loose else path.parts[0], folder / path) for path in found)
 
 
 def read_tree(root: Path, *, title: str) -> Arrays:
-    """Images of `root/train/<class>/*` and `root/test/<class>/*`, classes in the order of their names.
+    """Images of one size in `root/train/<class>/*` and `root/test/<class>/*`, classes in the order of their names.
 
     The decoded arrays are cached under `$XDG_CACHE_HOME/twoviews` (or `~/.cache/twoviews`), keyed by the path, size and
     time of every file: a changed tree is decoded again, and so is a cache whose checksum does not hold.
@@ -49,51 +111,87 @@ def read_tree(root: Path, *, title: str) -> Arrays:
         raise ValueError(f"{root}: no images ({', '.join(SUFFIXES)}) under train/ or test/")
     if any(path.suffix.lower() in LOSSY for path in paths):
         title += " (JPEG copy)"
-    key = hashlib.sha256()
-    for path in paths:
-        stat = path.stat()
-        key.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-    cache = _cache_folder() / f"tree-{key.hexdigest()[:32]}.npy"
-    images = _read_cache(cache)
-    if images is None:
-        images = _decode(paths, title)
-        _write_cache(cache, images)
+    images, bad = _images(paths, root, title, None)
+    if bad:
+        raise ValueError(_listed(bad, paths))
     n = len(listing["train"])
     labels = {split: np.array([label for _, label in listing[split]], np.int64) for split in listing}
     return Arrays(title, images[:n], labels["train"], images[n:], labels["test"], tuple(classes))
 
 
-def _decode(paths: list[Path], title: str) -> np.ndarray:
-    from PIL import Image
+def _listed(bad: dict[int, str], paths: list[Path]) -> str:
+    named = "; ".join(f"{_name(paths[i])}: {reason}" for i, reason in list(bad.items())[:LISTED])
+    more = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
+    return f"{len(bad)} of {len(paths)} files are no images of one size: {named}{more}"
 
-    def one(path: Path) -> np.ndarray | str:
+
+def _name(path: Path) -> str:
+    return str(path).encode(errors="backslashreplace").decode()  # a name need not be Unicode
+
+
+def _images(paths: list[Path], root: Path, title: str, size: int | None) -> tuple[np.ndarray, dict[int, str]]:
+    """The good images (n, 3, H, W) uint8 in the order of the paths, and why others are bad; from the cache where nothing has changed."""
+    key = hashlib.sha256(f"{size}\0".encode())
+    for path in paths:
         try:
-            with Image.open(path, formats=tuple(set(SUFFIXES.values()))) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            return f"{path}: {error}"
-        return pixels.transpose(2, 0, 1)
+            stat = path.stat()
+        except OSError:  # a link to nothing: decoding says so
+            continue
+        key.update(os.fsencode(path.relative_to(root)) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    cache = _cache_folder() / f"tree-{key.hexdigest()[:32]}.npy"
+    images = _read_cache(cache)
+    if images is not None:
+        return images, {}
+    images, bad = _decode(paths, title, size)
+    if not bad:
+        _write_cache(cache, images)
+    return images, bad
 
+
+def _decode(paths: list[Path], title: str, size: int | None) -> tuple[np.ndarray, dict[int, str]]:
     images: np.ndarray | None = None
-    bad = []
+    bad: dict[int, str] = {}
     with Progress(f"decode {title}", len(paths), "images") as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for i, result in enumerate(pool.map(one, paths, chunksize=256)):
+        for i, pixels in enumerate(pool.map(lambda path: _open(path, size), paths, chunksize=256)):
             bar.add()
-            if isinstance(result, np.ndarray) and images is None:
-                images = np.empty((len(paths), *result.shape), np.uint8)
-            if isinstance(result, str):
-                bad.append(result)
-            elif images is not None and result.shape != images.shape[1:]:
-                bad.append(
-                    f"{paths[i]}: {result.shape[2]} x {result.shape[1]} pixels, the first image has {images.shape[3]} x {images.shape[2]}"
-                )
-            elif images is not None:
-                images[i] = result
-    if bad or images is None:
-        raise ValueError(
-            f"{len(bad)} of {len(paths)} files are no images of one size: {'; '.join(bad[:5])}{'; ...' if len(bad) > 5 else ''}"
-        )
-    return images
+            if isinstance(pixels, str):
+                bad[i] = pixels
+                continue
+            if images is None:
+                images = np.empty((len(paths), *pixels.shape), np.uint8)
+            if pixels.shape != images.shape[1:]:
+                (_, height, width), (_, first_height, first_width) = pixels.shape, images.shape[1:]
+                bad[i] = f"{width} x {height} pixels, the first image has {first_width} x {first_height}"
+                continue
+            images[i - len(bad)] = pixels
+    if images is None:
+        raise ValueError(_listed(bad, paths))
+    return images[: len(paths) - len(bad)], bad
+
+
+def _open(path: Path, size: int | None) -> np.ndarray | str:
+    """Pixels (3, H, W) uint8, or why there are none."""
+    from PIL import Image, ImageOps
+
+    if not path.is_file():  # a pipe would be waited for
+        return "a link to nothing" if path.is_symlink() else "not a regular file"
+    formats = SUFFIXES if size is None else SUFFIXES | MORE
+    try:
+        with Image.open(path, formats=tuple(set(formats.values()))) as image:
+            if size is None:
+                return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+            image.draft("RGB", (size, size))  # a JPEG far larger than needed is decoded at a fraction
+            shown = ImageOps.exif_transpose(image)
+            if shown.mode.startswith("I"):  # 16 bits a pixel: PIL's own conversion would cut them off at 255
+                shown = Image.fromarray((np.asarray(shown) / 257).clip(0, 255).round().astype(np.uint8))
+            shown = shown.convert("RGB")
+            scale = size / min(shown.size)
+            wide, high = (max(size, round(side * scale)) for side in shown.size)
+            shown = shown.resize((wide, high), Image.Resampling.BILINEAR)
+            left, top = (wide - size) // 2, (high - size) // 2
+            return np.asarray(shown.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
+    except Exception as error:  # a decoder fed with garbage raises whatever it likes, and a file must not end the listing
+        return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _cache_folder() -> Path:

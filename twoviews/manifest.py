@@ -1,0 +1,54 @@
+"""Where and how a run ran: the command as it was typed, the commit, versions and the machine."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def manifest(**more: Any) -> dict[str, Any]:
+    """Where and how a run ran: command, git commit, versions, machine, and whatever the caller adds."""
+    return {
+        "command": _command(sys.argv, sys.orig_argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in ("twoviews", "torch", "torchvision", "numpy")},
+        "system": platform.platform(),
+        **more,
+    }
+
+
+def _command(argv: list[str], typed: list[str]) -> str:
+    """The command without the interpreter and without the folders of the program: `twoviews pretrain recipe=demo`.
+
+    Args:
+        argv: `sys.argv`; its first word is the program, or the package's `__main__.py` under `python -m`.
+        typed: `sys.orig_argv`, whose tail is what was typed behind the program; a sweep changes `argv`, never this.
+    """
+    program = Path(argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name.split()[0] if program.name else "python"
+    here = [i for i, word in enumerate(typed) if i and Path(word).name in (name, program.name, f"-m{name}")]
+    command = ["python", name] if name.endswith(".py") else [name]
+    return shlex.join([*command, *typed[here[0] + 1 :]] if here else command)
+
+
+def _commit() -> str | None:
+    """The git commit of the package's checkout, `+` behind it if files differ; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != here.parent.resolve():  # an environment inside somebody's repository
+            return None
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
