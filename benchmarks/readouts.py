@@ -13,12 +13,14 @@ with the projector and autograd on as in the seed's script, but its crops come f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -33,11 +35,13 @@ from twoviews import backbones, build, config, optim, pretrain
 from twoviews.device import cpu_name
 from twoviews.heads import mlp
 from twoviews.probes import minibatch, protocols
+from twoviews.probes.embed import embed
 from twoviews.probes.knn import search, vote
 from twoviews.probes.linear import DECAYS, Problem, linear
 
 CLASSES, WIDTH = 10, 512
-AUGMENTED = minibatch.Schedule("adam", 0.1, epochs=5, batch_size=1000)
+SEEDS = range(3)  # of the probe on augmented images: its accuracy moves by half a point from one to the next
+AUGMENTED = minibatch.Schedule("adam", 0.1, epochs=10, batch_size=1000)
 
 
 def features(n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -78,8 +82,9 @@ def knn(bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -> dict[st
             for k in (1, 5, 10)
         }
 
+    search(bank[:1000], queries[:10], k=10)  # on a new machine this compiles, once
     resident, extra = _resident(reset=True), None
-    ours_s, mine = timed(ours)  # one cold round, as each of theirs
+    ours_s, mine = timed(ours)  # one round, as each of theirs
     if resident is not None:
         extra = _resident(reset=False) - resident
     calls, theirs = [], {}
@@ -103,8 +108,11 @@ def knn(bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -> dict[st
 def linear_probe(bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -> dict[str, Any]:
     """L-BFGS with its choice of the decay, the second seed's Adam, and how near to scikit-learn's optimum the former is."""
     cut = len(bank) // 10
-    solve_s, (probe, decay) = timed(lambda: linear(bank[cut:], labels[cut:], bank[:cut], labels[:cut], classes=CLASSES))
     how = protocols.schedule("linear_precomp adam", protocol="second_seed", backbone="resnet18", batch_size=512)
+    few = bank[:1000], labels[:1000]  # both once in small: the first optimiser of a process imports for a second
+    linear(*few, *few, classes=CLASSES)
+    minibatch.on_features(*few, classes=CLASSES, schedule=how, seed=0, max_steps=1, name="Adam")
+    solve_s, (probe, decay) = timed(lambda: linear(bank[cut:], labels[cut:], bank[:cut], labels[:cut], classes=CLASSES))
     adam_s, adam = timed(lambda: minibatch.on_features(bank, labels, classes=CLASSES, schedule=how, seed=0, max_steps=None, name="Adam"))
     problem = Problem(bank, labels, CLASSES)
     w = problem.solve([decay])
@@ -124,9 +132,9 @@ def linear_probe(bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -
     }
 
 
-def plain_loop(module: nn.Module, projector: nn.Module, images: Tensor, labels: Tensor, of: dict[str, Any]) -> nn.Linear:
+def plain_loop(module: nn.Module, projector: nn.Module, images: Tensor, labels: Tensor, of: dict[str, Any], seed: int) -> nn.Linear:
     """The second seed's probe on augmented images as its script runs it: fp32, contiguous, a graph through encoder and projector."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     layer = nn.Linear(128, CLASSES)
     optimizer = torch.optim.Adam(layer.parameters(), AUGMENTED.learning_rate)
     per_epoch = AUGMENTED.per_epoch(len(images))
@@ -135,7 +143,7 @@ def plain_loop(module: nn.Module, projector: nn.Module, images: Tensor, labels: 
     for step in range(AUGMENTED.epochs * per_epoch):
         epoch, place = divmod(step, per_epoch)
         if place == 0:
-            order = torch.from_numpy(np.argsort(minibatch.philox(0, epoch, minibatch.ORDER, len(images)), kind="stable"))
+            order = torch.from_numpy(np.argsort(minibatch.philox(seed, epoch, minibatch.ORDER, len(images)), kind="stable"))
         rows = order[place * AUGMENTED.batch_size : (place + 1) * AUGMENTED.batch_size]
         optimizer.param_groups[0]["lr"] = optim.learning_rate(
             step,
@@ -147,7 +155,7 @@ def plain_loop(module: nn.Module, projector: nn.Module, images: Tensor, labels: 
             schedule="cosine",
             unit="epoch",
         )
-        (x,) = of["make_views"](images[rows], of["views"].draw(0, step, len(rows)))
+        (x,) = of["make_views"](images[rows], of["views"].draw(seed, step, len(rows)))
         h = module(x.contiguous())
         projector(h)
         optimizer.zero_grad()
@@ -157,7 +165,7 @@ def plain_loop(module: nn.Module, projector: nn.Module, images: Tensor, labels: 
 
 
 def augmented() -> dict[str, Any]:
-    """Both ways on the embedded data, thin16, the same crops and order."""
+    """Both ways on the embedded data, thin16, the same crops and order; median seconds and mean accuracies of some seeds."""
     with tempfile.TemporaryDirectory() as runs_dir:  # an encoder that has learned something
         run = pretrain("demo", backbone="thin16", device="cpu", epochs=2, probe_every=0, probes="knn", runs_dir=runs_dir)
         parts = build.build(config.load("pretrain", ["recipe=demo", "backbone=thin16", "device=cpu", f"init={run}"]))
@@ -170,20 +178,23 @@ def augmented() -> dict[str, Any]:
     plain, _ = backbones.build("thin16", in_channels=shape[0], image_size=shape[1])
     plain.load_state_dict(parts.method.backbone.state_dict())
     projector = mlp([128, 1024, 128], hidden_bn=False, output_bn=False)
-    plain_s, layer = timed(lambda: plain_loop(plain, projector, images, labels, of))
-    how: dict[str, Any] = {"classes": CLASSES, "schedule": AUGMENTED, "seed": 0, "max_steps": None, "embed_dim": 128}
+    how: dict[str, Any] = {"classes": CLASSES, "schedule": AUGMENTED, "max_steps": None, "embed_dim": 128}
     how |= {"dtype": torch.float32, "autocast": parts.machine.autocast, **of}
-    ours_s, ours = timed(lambda: minibatch.on_views(parts.method.backbone, images, labels, name="ours", **how))
-    cached_s, cached = timed(lambda: minibatch.on_views(parts.method.backbone, images, labels, name="cached", cached=2, **how))
     h = parts.embed(parts.method.backbone, test)
-    return {
-        "plain_s": plain_s,
-        "ours_s": ours_s,
-        "cached_2_of_5_epochs_s": cached_s,
-        "other_accuracy": (layer(h).argmax(1) == truth).double().mean().item(),
-        "ours_accuracy": ours.accuracy(h, truth),
-        "cached_accuracy": cached.accuracy(h, truth),
-    }
+    plain_h = embed(plain, test, mean=parts.mean, std=parts.std, device=h.device, autocast=contextlib.nullcontext)  # fp32 from end to end
+    ways: dict[str, list[tuple[float, float]]] = {"other": [], "ours": [], "cached_2_of_10_epochs": []}
+    for seed in SEEDS:
+        seconds, layer = timed(lambda seed=seed: plain_loop(plain, projector, images, labels, of, seed))
+        ways["other"].append((seconds, (layer(plain_h).argmax(1) == truth).double().mean().item()))
+        for name, cached in (("ours", None), ("cached_2_of_10_epochs", 2)):
+            seconds, probe = timed(
+                lambda seed=seed, name=name, cached=cached: minibatch.on_views(
+                    parts.method.backbone, images, labels, name=name, cached=cached, seed=seed, **how
+                )
+            )
+            ways[name].append((seconds, probe.accuracy(h, truth)))
+    found = {f"{name}_s": median(s for s, _ in of_seeds) for name, of_seeds in ways.items()}
+    return found | {f"{name}_accuracy": mean(a for _, a in of_seeds) for name, of_seeds in ways.items()}
 
 
 def main() -> int:
@@ -207,7 +218,7 @@ def main() -> int:
         ("six kNN accuracies, against six calls", ours, sum(calls), f"differ by {100 * k['largest_difference']:.2f}"),
         ("the same, against the fastest single call", ours, min(calls), ""),
         ("linear, five decays by L-BFGS, against Adam", p["ours_s"], p["adam_s"], accuracies[0]),
-        ("linear on augmented images, against the plain loop", a["ours_s"], a["plain_s"], accuracies[1]),
+        ("linear on augmented images, against the plain loop", a["ours_s"], a["other_s"], accuracies[1]),
     ):
         print(f"| {name} | {mine:.2f} | {other:.1f} | {other / mine:.1f} x | {said} |")
     memory = "not measured here" if k["extra_GiB"] is None else f"{k['extra_GiB']:.2f} GiB"
