@@ -339,7 +339,8 @@ def test_runs_lists_every_run_and_marks_unfinished_ones(capsys: pytest.CaptureFi
     assert len(lines) == 2 + 2
     assert all(path.name in "\n".join(lines) for path in two_seeds.iterdir())
     unfinished = runs.create(tmp_path / "runs", "half", "seed: 0\n")
-    (unfinished / runs.METRICS).write_text('{"step": 6}\n')
+    with runs.RunFolder(unfinished) as folder:
+        folder.log([{"step": 6}])
     assert main(["runs", f"runs_dir={tmp_path / 'runs'}"]) == 0
     assert "unfinished, step 7" in capsys.readouterr().out
 

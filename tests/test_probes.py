@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twoviews.backbones import ThinResNet
-from twoviews.probes import protocols
+from twoviews.probes import minibatch, protocols
 from twoviews.probes.diagnostics import alignment, confusion, per_class, rankme, spread, uniformity
 from twoviews.probes.embed import embed, pixels
 from twoviews.probes.linear import DECAYS, Linear, Problem, linear, saga
@@ -31,6 +31,9 @@ EMBED_MODULE = importlib.import_module("twoviews.probes.embed")
 
 
 # --- the linear probe -----------------------------------------------------------------------------------------------
+
+
+NONE: dict[str, Any] = {"classes": 4, "how": None, "seed": 0}
 
 
 def fit(features: Tensor, labels: Tensor, *, classes: int, decay: float, start: Tensor | None = None) -> Linear:
@@ -155,6 +158,38 @@ def test_the_probe_fits_inside_no_grad_and_returns_no_graph() -> None:
         probe = fit(features, labels, classes=3, decay=1e-2)
     assert not probe.weight.requires_grad
     assert probe.accuracy(features, labels) > 0.95
+
+
+def test_one_row_of_each_split_is_enough_and_one_dimension_too() -> None:
+    one = torch.tensor([[1.0, 2.0]]), torch.tensor([1])
+    probe, _ = linear(*one, *one, classes=3)
+    assert probe.predict(one[0]).tolist() == [1]
+    assert torch.isfinite(probe.weight).all()
+    line, labels = torch.linspace(-3, 3, 61)[:, None], (torch.linspace(-3, 3, 61) > 1.05).long()
+    probe, _ = linear(line, labels, line, labels, classes=2)
+    assert probe.accuracy(line, labels) == 1.0
+    adam = protocols.Schedule("adam", 0.1, epochs=20, batch_size=1000)
+    short = {"classes": 3, "schedule": adam, "seed": 0, "max_steps": None, "name": "one"}
+    assert minibatch.on_features(*one, **short).predict(one[0]).tolist() == [1]
+
+
+def test_classes_that_test_or_train_lack_are_counted_right() -> None:
+    train, labels = blobs(120, 6, 4, seed=0, apart=5.0)
+    test, truth = blobs(60, 6, 4, seed=1, apart=5.0)
+    some = labels != 3  # train lacks one class, test another
+    others = truth != 1
+    rows = [
+        *protocols.read_out(
+            "linear_precomp", train=(train[some], labels[some]), val=(train[some], labels[some]), test=test[others], **NONE
+        ),
+        *protocols.neighbours([protocols.Vote(5)], bank=(train[some], labels[some]), test=test[others], classes=4),
+    ]
+    for _, predicted in rows:
+        right, there = (predicted == truth[others]).double().mean().item(), (truth[others] != 3).double().mean().item()
+        assert right == pytest.approx(there, abs=0.02)
+        shares = per_class(predicted, truth[others], 4)
+        assert shares[1] is None
+        assert shares[3] == 0.0
 
 
 def test_accuracy_is_the_share_of_right_rows() -> None:

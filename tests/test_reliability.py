@@ -21,7 +21,7 @@ from twoviews.cli import main
 from twoviews.commands import report
 from twoviews.data import folder as trees
 
-HARD = pytest.mark.slow
+HARD = (pytest.mark.slow, pytest.mark.timeout(2400))
 
 
 def harness(what: str, data: Path, tmp_path: Path, count: int, recipe: str = "fashion_thin", seed: int = 0) -> dict[str, Any]:
@@ -79,7 +79,8 @@ def test_s2_a_second_interrupt_leaves_at_once(data: Path, tmp_path: Path, count:
     assert found["longest"] < 2
 
 
-@HARD
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_n4_two_hundred_epochs_leak_nothing(data: Path, tmp_path: Path) -> None:
     found = harness("leaks", data, tmp_path, 200)
     assert found["exit"] == 0
@@ -91,7 +92,8 @@ def test_n4_two_hundred_epochs_leak_nothing(data: Path, tmp_path: Path) -> None:
     assert len({tuple(row[1:]) for row in settled}) == 1, "open files and threads"
 
 
-@HARD
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_s5_a_second_process_on_a_run_folder_ends_within_three_seconds_and_a_killed_one_frees_it(tmp_path: Path) -> None:
     path = runs.create(tmp_path / "runs", "held", "seed: 0\n")
     hold = "import sys, time; from pathlib import Path; from twoviews import runs\n"

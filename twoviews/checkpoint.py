@@ -58,12 +58,18 @@ def seal(content: dict[str, Any], run: str) -> str:
 
 
 def opened(content: dict[str, Any], run: str) -> dict[str, Any]:
-    """What a sealed object holds, without its seal; one without a seal, as others write them, as it is.
+    """What a sealed object holds, without its seal.
+
+    Args:
+        content: as it was read.
+        run: as for `seal`; empty: one without a seal is taken as it is, such as those of before there were seals.
 
     Raises:
         ValueError: if the seal does not hold.
     """
     rest = {key: value for key, value in content.items() if key != "sha256"}
+    if run and "sha256" not in content:
+        raise ValueError("damaged: it has no checksum")
     if "sha256" in content and (len(str(content["sha256"])) < 8 or not seal(rest, run).startswith(str(content["sha256"]))):
         raise ValueError("damaged, or of another run: its checksum does not hold")
     return rest
@@ -123,7 +129,7 @@ def load(folder: Path, run: str | None = None) -> dict[str, Any]:
     for name in (LAST, PREVIOUS):
         try:
             state = read(folder / name)
-            if run is not None and state.get("run", run) != run:
+            if run and state.get("run", run) != run:
                 raise ValueError(f"{folder / name}: of another run")
         except (ValueError, OSError) as error:
             reasons.append(str(error) if isinstance(error, ValueError) else f"{folder / name}: {error.strerror}")

@@ -161,11 +161,13 @@ def find(run: str, runs_dir: Path, **like: Any) -> Path:
 
 
 def identity(path: Path) -> str:
-    """What tells a run's files from another run's: a checksum of the keys that decide its weights.
+    """What tells a run's files from another run's: a checksum of the keys that decide its weights; empty where it has no seals.
 
     Raises:
         ValueError: as `config`.
     """
+    if not (path / CONFIG).is_file() or not (path / CONFIG).read_bytes().startswith(SEAL.encode()):
+        return ""
     decides = {key: value for key, value in config(path).items() if key not in WEIGHTLESS}
     return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -230,7 +232,7 @@ def metrics(path: Path, bad: list[str] | None = None) -> list[dict[str, Any]]:
         blob = (path / METRICS).read_bytes()
     except FileNotFoundError:
         return []
-    run = identity(path) if (path / CONFIG).is_file() else ""
+    run = identity(path)
     lines = blob.split(b"\n")
     for number, line in enumerate(lines, start=1):
         if number == len(lines):  # behind the last line break: nothing, or a torn line
@@ -263,7 +265,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path / name}: not a JSON object")
     try:
-        return checkpoint.opened(found, identity(path) if (path / CONFIG).is_file() else "")
+        return checkpoint.opened(found, identity(path))
     except ValueError as error:
         raise ValueError(f"{path / name}: {error}") from None
 
