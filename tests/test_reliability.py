@@ -109,7 +109,7 @@ def test_s5_a_second_process_on_a_run_folder_ends_within_three_seconds_and_a_kil
             assert time.monotonic() - began < 3
     finally:
         holder.send_signal(signal.SIGKILL)
-        holder.wait()
+        holder.communicate()
     with runs.RunFolder(path):
         pass
 
