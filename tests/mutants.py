@@ -232,7 +232,7 @@ MUTANTS = [
     Mutant(
         "weights of NaN are kept",
         "train.py",
-        "method if saving else None",
+        "method if saving or keeping else None",
         "None",
         "test_cli.py::test_n1_what_is_not_finite_stops_the_run_keeps_the_last_good_weights_and_can_be_seen_again",
     ),

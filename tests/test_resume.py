@@ -323,6 +323,9 @@ def test_the_same_command_with_the_same_run_id_goes_on(
     with runs.RunFolder(path):
         assert main(["pretrain", *words]) == 2
     assert "in use by process" in capsys.readouterr().err
+    (path / runs.MANIFEST).unlink()
+    assert main(["pretrain", *words]) == 2
+    assert (path / checkpoint.LAST).exists(), "a folder with a checkpoint is not swept away, whatever it lacks"
 
 
 @pytest.mark.parametrize("run_id", ["../x", "a/b", ".hidden", "a" * 65, "ä", "a b"])

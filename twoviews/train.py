@@ -91,7 +91,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
                 _predict(bar, clock, cfg, views_per_step, last - done)
             if len(pending) >= FLUSH_EVERY or probing or keeping or saving:
                 _read_losses(pending)  # waits for the device
-                bad = _first_bad(pending, method if saving else None)
+                bad = _first_bad(pending, method if saving or keeping else None)
                 if bad is not None:
                     raise _diverged(run, cfg, pending, bad)
                 clock.pause()

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from twoviews import build, config, formats, manifest, readout, runs, tables, train
+from twoviews import build, checkpoint, config, formats, manifest, readout, runs, tables, train
 from twoviews.commands import evaluate, report
 from twoviews.config import Config
 from twoviews.methods import METHODS
@@ -121,7 +121,7 @@ def _begun(cfg: Config, name: str) -> Path | None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", cfg.run_id):
         raise ValueError(f"run_id={cfg.run_id}: expected at most 64 letters, digits, '.', '_' and '-', such as a job's number")
     path = Path(cfg.runs_dir) / f"{name}-{cfg.run_id}"
-    if (path / runs.MANIFEST).is_file():
+    if (path / runs.MANIFEST).is_file() or (path / checkpoint.LAST).exists():  # important: what holds a checkpoint is never swept away
         return path
     if (path / runs.CONFIG).is_file():
         with runs.RunFolder(path):  # not while another process is about to write the manifest
