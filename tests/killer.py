@@ -21,7 +21,7 @@ from typing import Any
 import tiny as small
 import torch
 
-from twoviews import checkpoint, runs
+from twoviews import build, checkpoint, readout, runs, train
 from twoviews.cli import main
 from twoviews.commands import report
 
@@ -151,6 +151,30 @@ class Harness:
                 wrong.append(f"{i}: {problem}")
         return {"runs": count, "stopped": stopped, "longest": longest, "wrong": wrong}
 
+    def moments(self, count: int) -> dict[str, Any]:
+        """Each signal in the midst of a start, a probe, a save and the read-outs."""
+        wrong, codes = [], {}
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)[:count]:
+            for moment, (module, name, call) in MOMENTS.items():
+                place = self.folder / f"{moment}-{number}"
+                pid = fork(self.into(place), self.folder / "log", lambda: signal_in(module, name, call, number))  # noqa: B023 - forked now
+                code = codes[f"{moment}, {number.name}"] = wait(pid)
+                said = (self.folder / "log").read_text()
+                kept = [path for path in runs.folders(place) if (path / checkpoint.LAST).is_file()]
+                if code not in (128 + number, -number) or "Traceback" in said:
+                    wrong.append(f"{moment}, {number.name}: exit code {code}: {said[-300:]}")
+                if moment in ("probe", "save") and code != 128 + number:
+                    wrong.append(f"{moment}, {number.name}: exit code {code}, and no step that ended")
+                if bool(kept) == (moment == "start"):
+                    wrong.append(f"{moment}, {number.name}: {len(kept)} runs have a checkpoint")
+                if kept and "stopped at step" in said:
+                    step = int(said.split("stopped at step ")[1].split()[0])
+                    if checkpoint.load(kept[0])["step"] != step or len(runs.metrics(kept[0])) != step:
+                        wrong.append(f"{moment}, {number.name}: no checkpoint of the step that was told")
+                if problem := self.finish(place):
+                    wrong.append(f"{moment}, {number.name}: {problem}")
+        return {"moments": len(codes), "codes": codes, "wrong": wrong}
+
     def twice(self, count: int) -> dict[str, Any]:
         """Two SIGINT within a fifth of a second."""
         wrong, longest = [], 0.0
@@ -229,6 +253,28 @@ POINTS = (
     *("before the file", "in the midst of it", "before it is flushed", "after it is flushed"),
     *("before it takes its place", "after it took its place", "before the folder is flushed", "after the folder is flushed"),
 )
+
+
+# Where a signal comes: the function in whose midst, and at which of its calls.
+MOMENTS: dict[str, tuple[Any, str, int]] = {
+    "start": (build, "build", 1),
+    "probe": (train, "monitor", 2),
+    "save": (checkpoint, "_sync_folder", 4),
+    "read-outs": (readout, "read_outs", 1),
+}
+
+
+def signal_in(module: Any, name: str, call: int, number: signal.Signals) -> None:
+    """Send this process a signal when the function is called for the n-th time."""
+    real, calls = getattr(module, name), [0]
+
+    def wrapper(*args: Any, **more: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            os.kill(os.getpid(), number)
+        return real(*args, **more)
+
+    setattr(module, name, wrapper)
 
 
 def kill_in_a_save(point: str) -> None:

@@ -167,7 +167,7 @@ def test_data_dir_may_be_the_archive_its_folder_or_a_folder_with_one_of_them(
 # ---- what is not the published archive ----
 
 
-def test_wrong_archives_are_named_for_what_they_are(tmp_path: Path, ten: tuple[Files, dict[str, np.ndarray]]) -> None:
+def test_d1_wrong_archives_are_named_for_what_they_are(tmp_path: Path, ten: tuple[Files, dict[str, np.ndarray]]) -> None:
     path = archive(tmp_path / "whole.tar.gz", members(cifar.CIFAR10, ten[0]))
     source, blob = of(cifar.CIFAR10, path), path.read_bytes()
     flipped = bytearray(blob)
@@ -239,7 +239,7 @@ ODD: dict[
 
 
 @pytest.mark.parametrize("case", ODD)
-def test_archives_with_the_published_hash_but_odd_members_are_refused_or_read_past(
+def test_d1_archives_with_the_published_hash_but_odd_members_are_refused_or_read_past(
     tmp_path: Path, ten: tuple[Files, dict[str, np.ndarray]], case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -259,7 +259,7 @@ def test_archives_with_the_published_hash_but_odd_members_are_refused_or_read_pa
 
 
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: bytes) -> None:
+def test_d1_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: bytes) -> None:
     monkeypatch.setattr(cifar, "UNPACKED", 30_000_000)
     path = tmp_path / "bomb.tar.gz"
     info = tarfile.TarInfo(FIRST)
@@ -272,7 +272,7 @@ def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path, monke
         cifar.from_archive(of(cifar.CIFAR10, path), path)
 
 
-def test_archives_that_are_cut_or_damaged_inside_are_refused(tmp_path: Path, ten: tuple[Files, dict[str, np.ndarray]]) -> None:
+def test_d1_archives_that_are_cut_or_damaged_inside_are_refused(tmp_path: Path, ten: tuple[Files, dict[str, np.ndarray]]) -> None:
     whole = archive(tmp_path / "whole.tar.gz", members(cifar.CIFAR10, ten[0])).read_bytes()
     damaged = bytearray(whole)
     damaged[len(whole) // 3 : len(whole) // 3 + 1000] = bytes(1000)
@@ -298,7 +298,7 @@ def test_archives_that_are_cut_or_damaged_inside_are_refused(tmp_path: Path, ten
         ({b"labels": [2**70] * 1000}, "expected 1000 labels"),
     ],
 )
-def test_batches_of_another_form_are_refused(
+def test_d1_batches_of_another_form_are_refused(
     tmp_path: Path, ten: tuple[Files, dict[str, np.ndarray]], change: dict[bytes, Any], says: str
 ) -> None:
     batch = pickles.load(ten[0]["data_batch_3"], "data_batch_3") | change
@@ -307,7 +307,7 @@ def test_batches_of_another_form_are_refused(
         cifar.from_archive(of(cifar.CIFAR10, path), path)
 
 
-def test_a_folder_with_a_changed_file_is_refused(tmp_path: Path, ten: tuple[Files, dict[str, np.ndarray]]) -> None:
+def test_d1_a_folder_with_a_changed_file_is_refused(tmp_path: Path, ten: tuple[Files, dict[str, np.ndarray]]) -> None:
     for name, blob in ten[0].items():
         (tmp_path / name).write_bytes(blob)
     source = md5s(cifar.CIFAR10, ten[0])
@@ -344,7 +344,7 @@ def payloads(marker: Path) -> dict[str, bytes]:
     }
 
 
-def test_pickles_that_name_anything_else_are_refused_and_do_nothing(tmp_path: Path) -> None:
+def test_x1_pickles_that_name_anything_else_are_refused_and_do_nothing(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     cases = payloads(marker)
     assert len(cases) >= 10
@@ -355,7 +355,7 @@ def test_pickles_that_name_anything_else_are_refused_and_do_nothing(tmp_path: Pa
         assert not marker.exists(), name
 
 
-def test_the_payloads_would_have_acted(tmp_path: Path) -> None:
+def test_x1_the_payloads_would_have_acted(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     pickle.loads(payloads(marker)["reduce"])
     assert marker.exists()
@@ -473,7 +473,7 @@ def test_a_file_is_downloaded_once_and_leaves_nothing_beside_it(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("at", [0.0, 1e-6, 0.1, 0.25, 0.3334, 0.5, 0.6, 0.75, 0.9, 0.999999])
-def test_a_download_that_broke_off_goes_on_where_it_stopped(tmp_path: Path, serve: Callable[[Server], Server], at: float) -> None:
+def test_d2_a_download_that_broke_off_goes_on_where_it_stopped(tmp_path: Path, serve: Callable[[Server], Server], at: float) -> None:
     stop = round(at * len(BLOB))
     server = serve(Server(BLOB, breaks=[stop, 0, 0, 0]))
     with pytest.raises(ValueError, match="broke off"):
@@ -528,7 +528,7 @@ def test_where_all_sources_fail_each_is_named_with_its_reason(tmp_path: Path, se
     assert not (tmp_path / "file.part").exists()
 
 
-def test_offline_one_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_d2_offline_one_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*words: object, **more: object) -> None:
         raise OSError(101, "Network is unreachable")
 
@@ -551,7 +551,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, serve: Callabl
         fetch(tmp_path / "file" / "below", serve(Server(BLOB)))
 
 
-def test_a_full_disk_is_said_with_what_is_needed(
+def test_c3_a_full_disk_is_said_with_what_is_needed(
     tmp_path: Path, serve: Callable[[Server], Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1_000_000})())
@@ -613,7 +613,7 @@ def test_a_broken_archive_in_data_is_named_and_not_replaced(
         cifar.read(None)
 
 
-def test_two_processes_share_one_download(tmp_path: Path, serve: Callable[[Server], Server]) -> None:
+def test_d2_two_processes_share_one_download(tmp_path: Path, serve: Callable[[Server], Server]) -> None:
     server = serve(Server(BLOB, hold=threading.Event()))
     call = f"fetch([{server.url!r}], Path('file'), sha256={SHA!r}, size={len(BLOB)}, title='noise')"
     code = f"from pathlib import Path; from twoviews.data.download import fetch; {call}"

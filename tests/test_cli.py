@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import payloads
 import pytest
 import tiny as small
 import torch
@@ -86,10 +91,8 @@ def weights(path: Path) -> bytes:
     return (path / runs.BACKBONE).read_bytes()
 
 
-def test_the_tests_cannot_reach_the_network(tmp_path: Path) -> None:
+def test_x3_the_tests_cannot_reach_the_network(tmp_path: Path) -> None:
     import socket
-    import subprocess
-    import sys
 
     with socket.socket() as here, pytest.raises(RuntimeError, match="reach the network"):
         here.connect(("127.0.0.1", 9))
@@ -139,9 +142,105 @@ def test_what_does_not_fit_is_refused_and_leaves_no_run(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_place_that_cannot_be_written_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, data: Path) -> None:
+def test_c4_a_place_that_cannot_be_written_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, data: Path) -> None:
     (tmp_path / "file").write_text("a file where the folder should be: root may write everywhere else")
     assert f"runs_dir={tmp_path / 'file'}: cannot be written" in refused(capsys, "pretrain", *small.words(data, tmp_path / "file"))
+
+
+def test_c4_a_read_only_place_is_refused_before_anything_is_spent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path
+) -> None:
+    def read_only(*args: Any, **more: Any) -> None:  # root may write where others may not, so the system's answer is put in its mouth
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    monkeypatch.setattr(train, "fit", fail_with)
+    said = refused(capsys, "pretrain", *small.words(data, tmp_path / "runs"))
+    assert f"runs_dir={tmp_path / 'runs'}: cannot be written (Read-only file system): choose another with runs_dir=" in said
+
+
+def test_c4_any_name_of_a_folder_will_do(data: Path, tmp_path: Path, no_report: None) -> None:
+    path = pretrained(data, tmp_path / f"läufe, 'a=b' $HOME 跑 {'x' * 180}")
+    assert main(["evaluate", f"run={path}", "probes=knn"]) == 0
+
+
+def test_c4_a_run_whose_folder_goes_away_says_so_and_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path
+) -> None:
+    taken = []
+
+    def after_step(self: Any, progress: torch.Tensor) -> None:
+        taken.append(progress)
+        if len(taken) == 3:
+            shutil.rmtree(small.only_run(tmp_path / "runs"))
+
+    monkeypatch.setattr(METHODS["simclr"], "after_step", after_step)
+    said = refused(capsys, "pretrain", *small.words(data, tmp_path / "runs"))
+    assert f"the folder is gone: '{tmp_path / 'runs'}" in said
+    assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes. Error code 12"),
+    ],
+    ids=["Python", "CUDA", "CPU"],
+)
+def test_n3_out_of_memory_names_two_things_to_try_and_keeps_the_checkpoint(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, no_report: None, error: Exception
+) -> None:
+    simclr = METHODS["simclr"]
+    forward, calls = simclr.forward, []
+
+    def full(self: Any, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise error
+        return forward(self, *args)
+
+    words = small.words(data, tmp_path / "runs", "checkpoint_every=0.4")
+    with monkeypatch.context() as patch:
+        patch.setattr(simclr, "forward", full)
+        capsys.readouterr()
+        assert main(["pretrain", *words]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("twoviews: out of memory with batch_size=64, views of 20 and 20 pixels, precision=fp32: try batch_size=32 or ")
+    assert "view_sizes=[15,15]" in said
+    assert said.count("\n") == 1
+    path = small.only_run(tmp_path / "runs")
+    assert checkpoint.load(path)["step"] == 2
+    assert main(["pretrain", f"resume={path}"]) == 0
+    monkeypatch.setattr(readout, "read_outs", lambda *args, **more: fail_with(error))
+    assert main(["evaluate", f"run={path}"]) == 1
+    assert capsys.readouterr().err.startswith("twoviews: out of memory: nothing of the run is lost")
+
+
+def fail_with(error: Any, *rest: Any) -> None:
+    raise error
+
+
+def test_x4_a_run_keeps_no_secret_of_its_environment(data: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home/jane-roe"
+    home.mkdir(parents=True)
+    private = {"HOME": str(home), "USER": "jane-roe", "LOGNAME": "jane-roe", "API_TOKEN": "hunter2-hunter2"}
+    words = small.words(data, Path("runs"), "max_steps=2")
+    done = subprocess.run(
+        [sys.executable, "-m", "twoviews", "pretrain", *words],
+        cwd=home,
+        env=small.environment(tmp_path, **private),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    path = small.only_run(home / "runs")
+    for file in path.iterdir():
+        text = file.read_bytes()
+        assert b"jane-roe" not in text, file.name
+        assert b"hunter2" not in text, file.name
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "report", "runs"])
@@ -315,7 +414,7 @@ def test_the_report_is_one_file_with_command_tables_and_pictures(finished: Path)
     assert html.count("<tr>") == 1 + 6 + 1 + 2, "read-outs, and how h and z lie"
 
 
-def test_names_in_the_report_are_escaped(tmp_path: Path, finished: Path) -> None:
+def test_x2_names_in_the_report_are_escaped(tmp_path: Path, finished: Path) -> None:
     parts = build.build(config.Config(config.load("pretrain", ["threads=1", "compile=false", "dataset=fashion_mini"])))
     path = runs.create(tmp_path, "a", "title: <script>alert(1)</script>\n")
     with runs.RunFolder(path) as folder:
@@ -409,6 +508,39 @@ def test_evaluate_latest_replaces_rows_of_its_protocols_and_adds_others(
     assert {key: value for key, value in after.items() if key != "readouts"} == {k: v for k, v in before.items() if k != "readouts"}
     assert weights(path) == files
     assert "| linear_precomp L-BFGS" in capsys.readouterr().out
+
+
+def test_c7_a_report_is_made_of_what_a_kill_left_of_the_metrics(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    (path / "report.html").unlink()
+    whole = (path / runs.METRICS).read_bytes()
+    (path / runs.METRICS).write_bytes(whole[:-20])
+    assert main(["report", f"run={path}"]) == 0
+    assert len(runs.metrics(path)) == len(runs.metrics(finished)) - 1
+    assert (path / "report.html").is_file()
+
+
+@pytest.mark.parametrize("form", payloads.FORMS)
+def test_x1_code_is_not_run_wherever_a_file_is_read(
+    capsys: pytest.CaptureFixture[str], finished: Path, data: Path, tmp_path: Path, form: str
+) -> None:
+    path, marker = tmp_path / "run", tmp_path / "ran"
+    shutil.copytree(finished, path)
+    (path / checkpoint.PREVIOUS).unlink(missing_ok=True)
+    blob = payloads.make(form, marker)
+    (path / checkpoint.LAST).write_bytes(payloads.sealed(blob))
+    assert "more than tensors" in refused(capsys, "pretrain", f"resume={path}")
+    assert "more than tensors" in refused(capsys, "evaluate", f"run={path}", "probes=moco_demo")
+    (path / runs.BACKBONE).write_bytes(blob)
+    other = tmp_path / "weights.safetensors"
+    other.write_bytes(blob)
+    for words in (["evaluate", f"run={path}"], ["pretrain", *small.words(data, tmp_path / "runs", f"init={other}")]):
+        assert "not a safetensors file" in refused(capsys, *words)
+    for weights_file in (path, other):
+        with pytest.raises(ValueError, match="not a safetensors file"):
+            twoviews.load_backbone(weights_file)
+    assert not marker.exists()
 
 
 def test_report_latest_writes_the_file_again(tmp_path: Path, tiny: list[str]) -> None:
@@ -705,9 +837,11 @@ def test_a_frozen_backbone_is_frozen(data: Path, tmp_path: Path, monkeypatch: py
     assert compared == ["monitor", "monitor", "read-outs"]
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(finished: Path, data: Path, tmp_path: Path, no_report: None) -> None:
-    assert weights(pretrained(data, tmp_path / "same")) == weights(finished)
-    assert weights(pretrained(data, tmp_path / "other", "seed=1")) != weights(finished)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_r4_the_same_seed_gives_the_same_run_and_another_seed_another(data: Path, tmp_path: Path, no_report: None, precision: str) -> None:
+    words = f"precision={precision}"
+    one, same, other = (weights(pretrained(data, tmp_path / name, words, f"seed={seed}")) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert one == same != other
 
 
 def test_the_backbone_is_kept_every_so_many_epochs(data: Path, tmp_path: Path, no_report: None) -> None:

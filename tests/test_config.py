@@ -139,26 +139,26 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**json.loads(done.stdout), "left": sorted(p.name for p in tmp.iterdir() if p.name != "guard")}
 
 
-def test_every_wrong_word_is_answered_with_one_line_and_exit_code_2(answered: dict[str, Any]) -> None:
+def test_k2_every_wrong_word_is_answered_with_one_line_and_exit_code_2(answered: dict[str, Any]) -> None:
     assert len(answered["answers"]) > 20 * len(RULES)
     wrong = [a for a in answered["answers"] if a["code"] != 2 or a["out"] or a["err"].count("\n") != 1 or not a["err"].endswith("\n")]
     assert not wrong, f"{len(wrong)} of {len(answered['answers'])}: {wrong[:5]}"
     assert answered["left"] == []  # no outputs/, no run folder
 
 
-def test_every_wrong_word_but_a_typo_is_answered_with_its_key(answered: dict[str, Any]) -> None:
+def test_k2_every_wrong_word_but_a_typo_is_answered_with_its_key(answered: dict[str, Any]) -> None:
     silent = [a for a in answered["answers"] if a["kind"] != "typo" and not re.search(rf"\b{a['key']}\b", a["err"])]
     assert not silent, silent[:5]
 
 
-def test_typos_of_one_letter_are_answered_with_the_right_key(answered: dict[str, Any]) -> None:
+def test_k2_typos_of_one_letter_are_answered_with_the_right_key(answered: dict[str, Any]) -> None:
     typed = [a for a in answered["answers"] if a["kind"] == "typo"]
     missed = [a for a in typed if f"did you mean {a['key']}?" not in a["err"]]
     assert len(typed) > 500
     assert len(missed) <= 0.05 * len(typed), [(a["argv"][-1], a["err"]) for a in missed]
 
 
-def test_wrong_words_are_answered_at_once_and_without_torch(answered: dict[str, Any]) -> None:
+def test_k2_wrong_words_are_answered_at_once_and_without_torch(answered: dict[str, Any]) -> None:
     slow = [a for a in answered["answers"] if a["seconds"] > ONE_LINE_WITHIN]
     assert not slow, slow[:5]
     assert not answered["torch"]
@@ -177,7 +177,7 @@ def seconds_of(tmp_path: Path, *argv: str, code: int) -> float:
 @pytest.mark.parametrize(
     "argv", [["pretrain", "epoch=1"], ["pretrain", "temperature=-1"], ["evaluate", "+run=a"], ["pretrian"]], ids=lambda argv: " ".join(argv)
 )
-def test_a_real_command_with_a_typo_answers_within_one_and_a_half_seconds(tmp_path: Path, argv: list[str]) -> None:
+def test_k2_a_real_command_with_a_typo_answers_within_one_and_a_half_seconds(tmp_path: Path, argv: list[str]) -> None:
     assert seconds_of(tmp_path, *argv, code=2) <= ONE_LINE_WITHIN
 
 
@@ -291,7 +291,7 @@ def test_quotes_around_a_path_are_the_shells() -> None:
         "seed=extend_list(1)",
     ],
 )
-def test_nothing_but_plain_values_of_plain_keys_is_taken(capsys: pytest.CaptureFixture[str], word: str) -> None:
+def test_k5_nothing_but_plain_values_of_plain_keys_is_taken(capsys: pytest.CaptureFixture[str], word: str) -> None:
     assert main(["pretrain", word]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -374,7 +374,7 @@ def test_debug_gives_a_traceback_however_it_is_written(tmp_path: Path, value: st
         main([*argv, f"debug={value}"])
 
 
-def test_the_saved_configuration_is_the_resolved_one(finished: Path, data: Path) -> None:
+def test_k4_the_saved_configuration_is_the_resolved_one(finished: Path, data: Path) -> None:
     stored = yaml.safe_load((finished / "config.yaml").read_text(encoding="utf-8"))
     again = config.load("pretrain", words(data, finished.parent, "probes='knn,linear_precomp'"))
     assert stored == dict(again)
@@ -434,7 +434,7 @@ def test_constructors_take_hyper_parameters_keyword_only_and_without_defaults(me
     assert all(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters)
 
 
-def test_the_package_holds_nothing_that_runs_what_it_reads() -> None:
+def test_k5_the_package_holds_nothing_that_runs_what_it_reads() -> None:
     found = []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

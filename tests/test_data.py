@@ -162,9 +162,22 @@ GOOD = Arrays("a", np.zeros((4, 1, 2, 2), np.uint8), np.array([0, 1, 0, 1]), np.
         ({"train_labels": np.array([[0], [1], [0], [1]])}, "train labels"),
         ({"train_labels": np.array([0, 1, 2, 1])}, "train labels: expected 0 to 1, got 0 to 2"),
         ({"test_labels": np.array([-1, 1])}, "test labels: expected 0 to 1, got -1 to 1"),
+        ({"train_images": np.zeros((4, 2, 2, 1), np.uint8)}, r"train images: .*\(N, C, H, W\), C 1 or 3, got uint8 \(4, 2, 2, 1\)"),
+        ({"train_images": np.zeros((4, 2, 2, 2), np.uint8)}, "train images: .*C 1 or 3"),
+        ({"test_images": np.zeros((2, 4, 2, 2), np.uint8)}, "test images: .*C 1 or 3"),
+        ({"train_images": np.full((4, 1, 2, 2), 255.0)}, "train images: expected uint8 .*got float64"),
+        ({"train_images": np.full((4, 1, 2, 2), np.nan)}, "train images: expected uint8 .*got float64"),
+        ({"train_images": np.zeros((4, 1, 2, 2), np.int16)}, "train images: expected uint8 .*got int16"),
+        ({"test_images": np.zeros((2, 1, 2, 2), bool)}, "test images: expected uint8 .*got bool"),
+        ({"train_images": np.zeros((0, 1, 2, 2), np.uint8), "train_labels": np.zeros(0, int)}, "train images: expected one at least"),
+        ({"test_images": np.zeros((2, 1, 3, 3), np.uint8)}, r"test images: expected .*\(1, 2, 2\), got \(1, 3, 3\)"),
+        ({"test_images": np.zeros((2, 3, 2, 2), np.uint8)}, r"test images: expected .*\(1, 2, 2\), got \(3, 2, 2\)"),
+        ({"train_labels": np.zeros(0, int)}, r"train labels: expected 4 integers, got int64 \(0,\)"),
+        ({"train_labels": np.array(["x", "y", "x", "y"])}, "train labels: expected 4 integers"),
+        ({"test_labels": np.array([0, np.nan])}, "test labels: expected 2 integers, got float64"),
     ],
 )
-def test_arrays_of_another_form_are_refused_by_name(changed: dict[str, np.ndarray], says: str) -> None:
+def test_d3_arrays_of_another_form_are_refused_by_name(changed: dict[str, np.ndarray], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         dataclasses.replace(GOOD, **changed)
 
@@ -235,7 +248,7 @@ WHOLE = idx_bytes(np.arange(24).reshape(2, 3, 4))
     ],
     ids=["truncated", "longer", "head cut", "empty", "HTML", "floats", "gzip cut", "gzip checksum", "gzip noise", "zipped HTML"],
 )
-def test_a_damaged_idx_file_is_refused_by_name(tmp_path: Path, blob: bytes, says: str) -> None:
+def test_d3_a_damaged_idx_file_is_refused_by_name(tmp_path: Path, blob: bytes, says: str) -> None:
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(blob)
     with pytest.raises(ValueError, match=f"{path}: .*{says}"):
@@ -246,7 +259,7 @@ def test_a_whole_idx_file_is_read() -> None:
     assert WHOLE[4:16] == bytes([0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4])
 
 
-def test_a_missing_or_swapped_idx_file_is_named(tmp_path: Path) -> None:
+def test_d3_a_missing_or_swapped_idx_file_is_named(tmp_path: Path) -> None:
     write_idx(tmp_path, arrays())
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(ValueError, match=r"no t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte\.gz in .*data_dir="):

@@ -31,7 +31,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("k", [1, 5, 10, 20, 200])
-def test_knn_votes_as_scikit_learn(k: int, metric: str) -> None:
+def test_o1_knn_votes_as_scikit_learn(k: int, metric: str) -> None:
     bank, labels = blobs(600, 12, 7, seed=0, apart=0.4)
     queries, query_labels = blobs(300, 12, 7, seed=1, apart=0.4)
     theirs = KNeighborsClassifier(k, metric=metric, weights="uniform", algorithm="brute").fit(bank.numpy(), labels.numpy())
@@ -44,7 +44,7 @@ def test_knn_votes_as_scikit_learn(k: int, metric: str) -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("k", [1, 20, 200])
-def test_weighted_votes_are_scikit_learns(k: int, metric: str) -> None:
+def test_o1_weighted_votes_are_scikit_learns(k: int, metric: str) -> None:
     bank, labels = blobs(600, 12, 7, seed=0, apart=0.4)
     queries, _ = blobs(300, 12, 7, seed=1, apart=0.4)
 
@@ -67,7 +67,7 @@ def test_weights_of_far_neighbours_do_not_vanish() -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("offset", [0.0, 9.5, 10.5, 1000.0])  # squared, over the variance: about the threshold of a product of its own
-def test_in_float32_only_rows_that_all_but_tie_may_differ(metric: str, offset: float) -> None:
+def test_o1_in_float32_only_rows_that_all_but_tie_may_differ(metric: str, offset: float) -> None:
     bank, queries = (blobs(n, 64, 7, seed=seed, apart=0.4)[0] for n, seed in ((3000, 0), (500, 1)))
     shift = (offset * bank.var(0).sum() / 64).sqrt()
     bank, queries = bank - bank.mean(0) + shift, queries - bank.mean(0) + shift
@@ -169,7 +169,7 @@ def test_knn_goes_by_the_angle_not_by_the_distance() -> None:
     assert knn(bank, torch.tensor([0, 1]), torch.tensor([[1.0, 0.0]]), torch.tensor([0]), ks=[1]) == {1: 1.0}
 
 
-def test_a_class_that_the_bank_lacks_is_a_miss() -> None:
+def test_d5_a_class_that_the_bank_lacks_is_a_miss() -> None:
     bank, labels = blobs(40, 4, 3, seed=0)
     assert knn(bank, labels, bank, torch.full((40,), 7), ks=[1, 5]) == {1: 0.0, 5: 0.0}
     assert knn(bank, labels, bank, labels, ks=[1]) == {1: 1.0}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -116,7 +118,7 @@ def test_the_order_of_images_and_of_views_does_not_matter() -> None:
 @pytest.mark.parametrize("z", ["normal", "equal", "opposite"])
 @pytest.mark.parametrize("temperature", [1e-3, 1e-2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loss_and_gradient_are_finite_at_small_temperatures(z: str, temperature: float, dtype: torch.dtype) -> None:
+def test_n2_loss_and_gradient_are_finite_at_small_temperatures(z: str, temperature: float, dtype: torch.dtype) -> None:
     half = normal(8, 16, dtype=torch.float32)
     rows = {"normal": normal(16, 16, dtype=torch.float32), "equal": torch.ones(16, 16), "opposite": torch.cat([half, -half])}[z]
     rows = rows.to(dtype).requires_grad_()
@@ -124,6 +126,55 @@ def test_loss_and_gradient_are_finite_at_small_temperatures(z: str, temperature:
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(rows.grad).all()
+
+
+EXTREMES = st.fixed_dictionaries(
+    {
+        "kind": st.sampled_from(["normal", "equal", "zeros", "one row zero", "huge", "tiny"]),
+        "n": st.sampled_from([1, 2, 3, 17]),
+        "d": st.sampled_from([1, 2, 33]),
+        "log_temperature": st.floats(math.log(1e-3), math.log(100)),
+        "dtype": st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+        "seed": st.integers(0, 99),
+    }
+)
+
+
+def extreme(case: dict[str, Any], rows: int, shift: int = 0) -> Tensor:
+    """Rows that are legal and odd."""
+    z = torch.randn(rows, case["d"], generator=torch.Generator().manual_seed(case["seed"] + shift))
+    scale = {"huge": 1e4, "tiny": 1e-4, "zeros": 0.0}.get(case["kind"], 1.0)
+    z = (z * scale).to(case["dtype"])
+    if case["kind"] == "equal":
+        z[:] = z[0].clone()
+    if case["kind"] == "one row zero":
+        z[0] = 0
+    return z
+
+
+@settings(max_examples=200, deadline=None)
+@given(case=EXTREMES)
+def test_n2_odd_but_legal_rows_give_the_losses_of_float64(case: dict[str, Any]) -> None:
+    temperature, n = math.exp(case["log_temperature"]), case["n"]
+    key, queue = (torch.nn.functional.normalize(extreme(case, rows, shift).float(), dim=1) for rows, shift in ((n, 1), (5, 2)))
+
+    def against_the_queue(q: Tensor) -> Tensor:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        return info_nce(q, key.to(wide), queue.to(wide), temperature)[0]
+
+    losses: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = [
+        (extreme(case, 2 * n), lambda z: nt_xent(z, temperature)),
+        (extreme(case, n), against_the_queue),
+        (extreme(case, n), lambda logits: cross_entropy(logits, torch.arange(n) % case["d"])),
+    ]
+    for rows, loss in losses:
+        rows.requires_grad_()
+        value, exact = loss(rows), loss(rows.detach().double()).item()
+        # float32 knows a cosine to some 1e-7, which the temperature divides, and a logit of 1e4 to 1e-3
+        assert abs(value.item() - exact) <= 4e-6 / temperature + 1e-5 * abs(exact) + 1e-6
+        value.backward()
+        if case["dtype"] != torch.float16:  # whose 65,504 a gradient by a tiny row exceeds
+            assert torch.isfinite(rows.grad).all()
 
 
 def test_a_small_temperature_gives_the_gap_to_the_hardest_negative() -> None:
@@ -243,7 +294,7 @@ def test_info_nce_counts_the_queries_whose_own_key_is_the_most_similar() -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_info_nce_is_in_float32_and_finite_at_small_temperatures(dtype: torch.dtype) -> None:
+def test_n2_info_nce_is_in_float32_and_finite_at_small_temperatures(dtype: torch.dtype) -> None:
     query = normal(8, 16, seed=4).to(dtype).requires_grad_()
     key, queue = unit(8, 16, seed=5).float(), unit(64, 16, seed=6).float()
     with torch.autocast("cpu", torch.bfloat16):

@@ -46,7 +46,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     return tmp / "site"
 
 
-def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
+def test_x5_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         names = {name for name in file.namelist() if ".dist-info/" not in name}
         about = [name for name in file.namelist() if ".dist-info/" in name]
@@ -78,7 +78,7 @@ def test_an_installed_package_shows_its_cards(tmp_path: Path, installed: Path) -
         assert yaml.safe_load(done.stdout) == dict(config.load("pretrain", [f"recipe={recipe}"]))
 
 
-def test_an_installed_package_trains_on_its_embedded_data(tmp_path: Path, installed: Path) -> None:
+def test_x5_an_installed_package_trains_on_its_embedded_data(tmp_path: Path, installed: Path) -> None:
     words = ["dataset=fashion_mini", "backbone=thin16", "max_steps=2", "probes=knn", "threads=1", "compile=false", "device=cpu"]
     done = run(tmp_path, "-m", "twoviews", "pretrain", "recipe=fashion_thin", *words, path=str(installed))
     assert done.returncode == 0, done.stderr

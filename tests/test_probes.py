@@ -48,7 +48,7 @@ def objective(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, decay: fl
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("decay", DECAYS)
-def test_the_linear_probe_reaches_scikit_learns_optimum_and_accuracy(decay: float, dtype: torch.dtype) -> None:
+def test_o1_the_linear_probe_reaches_scikit_learns_optimum_and_accuracy(decay: float, dtype: torch.dtype) -> None:
     scales = torch.logspace(-2, 2, 12, dtype=torch.float64)  # standardisation has to undo them
     (features, labels), (test, test_labels) = (blobs(n, 12, 4, seed=seed, apart=0.7) for n, seed in ((400, 0), (300, 1)))
     features, test = features * scales + 3, test * scales + 3
@@ -173,7 +173,7 @@ def test_one_row_of_each_split_is_enough_and_one_dimension_too() -> None:
     assert minibatch.on_features(*one, **short).predict(one[0]).tolist() == [1]
 
 
-def test_classes_that_test_or_train_lack_are_counted_right() -> None:
+def test_d5_classes_that_test_or_train_lack_are_counted_right() -> None:
     train, labels = blobs(120, 6, 4, seed=0, apart=5.0)
     test, truth = blobs(60, 6, 4, seed=1, apart=5.0)
     some = labels != 3  # train lacks one class, test another

@@ -46,7 +46,7 @@ def test_the_readme_shows_the_main_verbs() -> None:
     assert {"pretrain", "evaluate", "runs"} <= verbs
 
 
-def test_every_command_of_the_readme_is_accepted() -> None:
+def test_k1_every_command_of_the_readme_is_accepted() -> None:
     refused = []
     for words in lines("twoviews"):
         try:
@@ -57,7 +57,7 @@ def test_every_command_of_the_readme_is_accepted() -> None:
     assert lines("twoviews")
 
 
-def test_every_command_of_the_seeds_is_shown_and_accepted() -> None:
+def test_k1_every_command_of_the_seeds_is_shown_and_accepted() -> None:
     shown = lines("python")
     assert {words[0] for words in shown} == set(seeds.SCRIPTS)
     for script, *rest in shown:

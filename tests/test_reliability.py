@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -70,6 +71,65 @@ def test_s1_a_signal_at_any_instant_leaves_a_checkpoint_of_its_step(data: Path, 
     assert found["wrong"] == []
     assert found["longest"] < 2, "a step takes milliseconds here"
     assert found["stopped"] > 0.3 * count
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(3, marks=HARD)])  # of the three signals
+def test_s1_a_signal_while_it_starts_probes_saves_or_reads_out_leaves_no_traceback(data: Path, tmp_path: Path, count: int) -> None:
+    found = harness("moments", data, tmp_path, count)
+    assert found["wrong"] == []
+    assert found["moments"] == 4 * count
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=HARD)])
+def test_s3_a_signal_to_the_group_while_images_are_decoded_ends_it_at_once(tmp_path: Path, times: int) -> None:
+    import numpy as np
+    from PIL import Image
+
+    (tmp_path / "tree").mkdir()
+    for i in range(400):
+        Image.fromarray(np.full((8, 8, 3), i % 256, np.uint8)).save(tmp_path / f"tree/{i}.png")
+    slow = """
+import sys, time
+from twoviews import cli
+from twoviews.data import folder
+
+def slowly(path, size, real=folder._open):
+    print("decoding", flush=True)
+    time.sleep(0.05)
+    return real(path, size)
+
+folder._open = slowly
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    words = [
+        "pretrain",
+        "recipe=fashion_thin",
+        "dataset=folder",
+        f"data_dir={tmp_path / 'tree'}",
+        "image_size=8",
+        "device=cpu",
+        "threads=1",
+    ]
+    for _ in range(times):
+        with open(tmp_path / "said", "w") as said:
+            process = subprocess.Popen(
+                [sys.executable, "-c", slow, *words],
+                cwd=tmp_path,
+                env=small.environment(tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache")),
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        until = time.monotonic() + 60
+        while "decoding" not in (tmp_path / "said").read_text() and time.monotonic() < until and process.poll() is None:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        began = time.monotonic()
+        assert process.wait(timeout=60) == 130, (tmp_path / "said").read_text()
+        assert time.monotonic() - began < 2
+        assert "Traceback" not in (tmp_path / "said").read_text()
+        assert not (tmp_path / "runs").exists()
+        assert not list((tmp_path / "cache").rglob("*.npy*"))
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(20, marks=HARD)])

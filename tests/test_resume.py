@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -81,7 +82,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("simclr", ["optimizer=adam", "nesterov=false", "base_learning_rate=0.01", "min_learning_rate=0", "batch_size=32"]),
     ],
 )
-def test_other_batches_losses_and_optimisers_go_on_bit_for_bit_too(tmp_path: Path, half: Path, recipe: str, changes: list[str]) -> None:
+def test_r1_other_batches_losses_and_optimisers_go_on_bit_for_bit_too(tmp_path: Path, half: Path, recipe: str, changes: list[str]) -> None:
     words = small.words(half, tmp_path, *LOOP[1:], *changes, recipe=recipe)
     steps = 8
     straight = go(runs.create(tmp_path, "straight", "seed: 0\n"), words, steps)
@@ -95,7 +96,7 @@ def test_other_batches_losses_and_optimisers_go_on_bit_for_bit_too(tmp_path: Pat
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_stopped_after_any_step_goes_on_bit_for_bit(tmp_path: Path, half: Path, method: str) -> None:
+def test_r1_a_run_stopped_after_any_step_goes_on_bit_for_bit(tmp_path: Path, half: Path, method: str) -> None:
     words = small.words(half, tmp_path, *LOOP, recipe=RECIPE[method])
     straight = go(runs.create(tmp_path, "straight", "seed: 0\n"), words, STEPS)
     assert straight["saved"]["step"] == STEPS
@@ -111,7 +112,7 @@ def test_a_run_stopped_after_any_step_goes_on_bit_for_bit(tmp_path: Path, half: 
         assert differences(go(path, words, STEPS), straight) == [], f"stopped after step {k}"
 
 
-def test_a_chain_of_starts_of_one_step_each_is_the_straight_run(tmp_path: Path, half: Path) -> None:
+def test_r6_a_chain_of_starts_of_one_step_each_is_the_straight_run(tmp_path: Path, half: Path) -> None:
     words = small.words(half, tmp_path, *LOOP)
     straight = go(runs.create(tmp_path, "straight", "seed: 0\n"), words, STEPS)
     path = runs.create(tmp_path, "chain", "seed: 0\n")
@@ -120,7 +121,7 @@ def test_a_chain_of_starts_of_one_step_each_is_the_straight_run(tmp_path: Path, 
     assert differences(last, straight) == []
 
 
-def test_the_default_path_of_a_cpu_goes_on_bit_for_bit_too(tmp_path: Path, half: Path) -> None:
+def test_r1_the_default_path_of_a_cpu_goes_on_bit_for_bit_too(tmp_path: Path, half: Path) -> None:
     """bf16 autocast, two threads, and the views in C++ where there is a compiler: what a real run uses."""
     words = small.words(half, tmp_path, "compile=auto", "precision=bf16", "threads=2", "batch_size=32")
     threads = torch.get_num_threads()
@@ -132,6 +133,46 @@ def test_the_default_path_of_a_cpu_goes_on_bit_for_bit_too(tmp_path: Path, half:
             assert differences(go(path, words, 5), straight) == []
     finally:
         torch.set_num_threads(threads)
+
+
+def test_r3_rows_and_views_of_forty_steps_and_eight_after_a_resume_are_the_straight_runs(
+    tmp_path: Path, half: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    real = build.views_on
+
+    def watched(machine: Any, views: Any) -> Any:
+        make = real(machine, views)
+
+        def made(images: Tensor, u: Tensor) -> list[Tensor]:
+            out: list[Tensor] = make(images, u)
+            seen.append(hashlib.sha256(b"".join(x.contiguous().numpy().tobytes() for x in (images, u, *out))).hexdigest())
+            return out
+
+        return made
+
+    monkeypatch.setattr(train, "views_on", watched)
+    words = small.words(half, tmp_path, "batch_size=16", "epochs=5")
+    go(runs.create(tmp_path, "straight", "seed: 0\n"), words, 48)
+    straight, seen[:] = list(seen), []
+    path = runs.create(tmp_path, "stopped", "seed: 0\n")
+    go(path, words, 40)
+    go(path, words, 48)
+    assert len(set(straight)) == 48
+    assert seen == straight
+
+
+def test_r7_what_is_compiled_leaves_no_mark_in_a_file(tmp_path: Path, half: Path) -> None:
+    """A checkpoint of a compiled run is one of a run that was not, and the other way round."""
+    words = {how: small.words(half, tmp_path, f"compile={how}", "batch_size=32") for how in ("auto", "false")}
+    for first, then in (("auto", "false"), ("false", "auto")):
+        path = runs.create(tmp_path, first, "seed: 0\n")
+        saved = go(path, words[first], 3)["saved"]
+        cfg = config.load("pretrain", words[first])
+        (path / runs.BACKBONE).write_bytes(build.backbone_bytes(cfg, build.build(cfg), runs.identity(path)))
+        names = [*saved["method"], *build.load_backbone(path).state_dict()]
+        assert not [name for name in names if "_orig_mod." in name or name.startswith("module.")]
+        assert go(path, words[then], 5)["saved"]["step"] == 5
 
 
 def test_a_step_that_is_taken_cannot_be_asked_away(cut_short: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +241,7 @@ def wait_for(tmp: Path, process: Any, runs_dir: Path, rows: int) -> Path:
 
 
 @pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.slow)])  # a process takes seconds to start
-def test_a_run_killed_again_and_again_is_the_run_that_was_not(tmp_path: Path, data: Path, times: int) -> None:
+def test_c1_a_run_killed_again_and_again_is_the_run_that_was_not(tmp_path: Path, data: Path, times: int) -> None:
     straight_words = small.words(data, tmp_path / "straight", *LONG)
     assert small.command(tmp_path, "pretrain", *straight_words).returncode == 0
     expected = result(small.only_run(tmp_path / "straight"))
@@ -231,7 +272,7 @@ def test_a_run_killed_again_and_again_is_the_run_that_was_not(tmp_path: Path, da
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_checkpoint_at_its_step_and_says_how_to_go_on(tmp_path: Path, data: Path, number: int, code: int) -> None:
+def test_s1_a_signal_leaves_a_checkpoint_at_its_step_and_says_how_to_go_on(tmp_path: Path, data: Path, number: int, code: int) -> None:
     runs_dir = tmp_path / "runs"
     process = small.start(tmp_path, "pretrain", *small.words(data, runs_dir, "batch_size=16", "epochs=100", "checkpoint_every=0.05"))
     try:
@@ -252,7 +293,7 @@ def test_a_signal_leaves_a_checkpoint_at_its_step_and_says_how_to_go_on(tmp_path
     assert not list(path.glob("*.tmp"))
 
 
-def test_a_signal_between_two_saves_still_keeps_its_step(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s1_a_signal_between_two_saves_still_keeps_its_step(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     method = METHODS["simclr"]
     calls = []
 

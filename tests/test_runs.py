@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import io
 import json
 import os
-import pickle
 import random
 import signal
 import subprocess
@@ -15,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import payloads
 import pytest
 import torch
 from tiny import command, environment, words
@@ -28,7 +26,7 @@ def new_run(tmp_path: Path, name: str = "a") -> Path:
     return runs.create(tmp_path, name, "seed: 0\n")
 
 
-def test_eight_processes_at_one_instant_get_eight_folders(tmp_path: Path) -> None:
+def test_s5_eight_processes_at_one_instant_get_eight_folders(tmp_path: Path) -> None:
     script = """
 import os, sys, time
 from pathlib import Path
@@ -54,7 +52,7 @@ assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
     assert all(runs.config(path) == {"seed": 0} for path in where.iterdir())
 
 
-def test_a_folder_in_use_is_refused_with_its_holder_and_free_after_sigkill(tmp_path: Path) -> None:
+def test_s5_a_folder_in_use_is_refused_with_its_holder_and_free_after_sigkill(tmp_path: Path) -> None:
     path = new_run(tmp_path)
     script = "import sys, time\nfrom pathlib import Path\nfrom twoviews.runs import RunFolder\n"
     script += "with RunFolder(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(300)\n"
@@ -71,7 +69,7 @@ def test_a_folder_in_use_is_refused_with_its_holder_and_free_after_sigkill(tmp_p
         assert f"process {os.getpid()} " in (folder.path / ".lock").read_text()
 
 
-def test_the_lock_is_released_at_the_end_and_stale_files_are_swept(tmp_path: Path) -> None:
+def test_c1_the_lock_is_released_at_the_end_and_stale_files_are_swept(tmp_path: Path) -> None:
     path = new_run(tmp_path)
     (path / "checkpoint.12345.tmp").write_bytes(b"half")
     for _ in range(2):
@@ -85,14 +83,14 @@ def test_a_folder_without_config_is_no_run_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_c4_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ValueError, match=r"runs_dir=.*file: cannot be written"):
         new_run(tmp_path / "file")
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_failed_write_keeps_the_old_file_and_says_how_much_room_it_needs(
+def test_c3_a_failed_write_keeps_the_old_file_and_says_how_much_room_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     path = tmp_path / "summary.json"
@@ -132,7 +130,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, call: int) -> list[int]:
 
 
 @pytest.mark.parametrize("last_damaged", [False, True], ids=["after-two-saves", "after-a-fallback"])
-def test_a_save_killed_at_any_point_leaves_a_checkpoint_that_loads(
+def test_c2_a_save_killed_at_any_point_leaves_a_checkpoint_that_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], last_damaged: bool
 ) -> None:
     calls = 0
@@ -184,7 +182,7 @@ def damaged(blob: bytes, kind: str, random_: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["bit flip", "truncated", "zeros", "longer", "empty", "HTML page", "noise"])
-def test_damage_is_detected_and_the_previous_checkpoint_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_c5_damage_is_detected_and_the_previous_checkpoint_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     random_ = random.Random(kind)
     tried = 0
     while tried < 40:
@@ -202,44 +200,35 @@ def test_damage_is_detected_and_the_previous_checkpoint_taken(tmp_path: Path, ca
         assert "going on from checkpoint.previous" in capsys.readouterr().out
 
 
-def test_two_damaged_checkpoints_are_refused_with_both_reasons(tmp_path: Path) -> None:
+def test_c5_two_damaged_checkpoints_are_refused_with_both_reasons(tmp_path: Path) -> None:
     (tmp_path / checkpoint.LAST).write_bytes(b"")
     (tmp_path / checkpoint.PREVIOUS).write_bytes(b"<html>")
     with pytest.raises(ValueError, match=r"checkpoint: not a TwoViews.*; .*checkpoint\.previous: not a TwoViews"):
         checkpoint.load(tmp_path)
 
 
-class Payload:
-    """A pickle that makes a file when it is loaded by a careless reader."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.marker),)
-
-
-@pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle", "nested"])
-def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("form", payloads.FORMS)
+def test_x1_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, form: str) -> None:
     marker = tmp_path / "ran"
-    buffer = io.BytesIO()
-    if form == "bare pickle":
-        pickle.dump(Payload(marker), buffer, protocol=2)
-    else:
-        state = {"method": [{"w": Payload(marker)}]} if form == "nested" else Payload(marker)
-        torch.save(state, buffer, _use_new_zipfile_serialization=form != "legacy")
-    payload = buffer.getvalue()
+    payload = payloads.make(form, marker)
     checkpoint.save(tmp_path, {"step": 1})
     checkpoint.save(tmp_path, {"step": 2})
-    whole = checkpoint.MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload  # even with a checksum that holds
-    (tmp_path / checkpoint.LAST).write_bytes(whole)
+    (tmp_path / checkpoint.LAST).write_bytes(payloads.sealed(payload))  # even with a checksum that holds
     with pytest.raises(ValueError, match=f"{checkpoint.LAST}: .*more than tensors"):
         checkpoint.read(tmp_path / checkpoint.LAST)
     assert checkpoint.load(tmp_path) == {"step": 1}
+    (tmp_path / checkpoint.LAST).write_bytes(payload)  # and without one
+    with pytest.raises(ValueError, match=f"{checkpoint.LAST}: not a TwoViews checkpoint"):
+        checkpoint.read(tmp_path / checkpoint.LAST)
     assert not marker.exists()
 
 
-def test_a_torn_last_line_of_the_metrics_is_skipped_and_cut_on_resume(tmp_path: Path) -> None:
+def test_x1_the_payloads_would_have_acted(tmp_path: Path) -> None:
+    for form in payloads.FORMS:
+        payloads.run_freely(form, tmp_path / form)
+
+
+def test_c7_a_torn_last_line_of_the_metrics_is_skipped_and_cut_on_resume(tmp_path: Path) -> None:
     path = new_run(tmp_path)
     with runs.RunFolder(path) as folder:
         folder.log([{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])
@@ -251,7 +240,7 @@ def test_a_torn_last_line_of_the_metrics_is_skipped_and_cut_on_resume(tmp_path: 
     assert [json.loads(line)["step"] for line in (path / runs.METRICS).read_text().splitlines()] == [0, 1, 2]
 
 
-def test_a_torn_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_c7_a_torn_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / runs.METRICS).write_text('{"step": 0}\n{"st\n{"step": 2}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
         runs.metrics(tmp_path)

@@ -90,7 +90,7 @@ def losses(method: str, runs_dir: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_losses_are_the_stored_ones(method: str, tmp_path: Path) -> None:
+def test_r5_losses_are_the_stored_ones(method: str, tmp_path: Path) -> None:
     path = STORED / f"{method}.json"
     assert path.is_file(), f"{path.name} is missing: python tests/test_stored_losses.py writes it"
     stored = json.loads(path.read_text())

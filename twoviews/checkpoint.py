@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,23 @@ def write_atomic(path: Path, payload: bytes) -> None:
         os.replace(beside, path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        stat = os.statvfs(path.parent) if path.parent.is_dir() else None
-        free = f", {stat.f_bavail * stat.f_frsize / 2**20:.0f} MB free" if stat else ""
-        raise OSError(error.errno, f"{error.strerror}: {len(payload) / 2**20:.1f} MB needed{free}", str(path)) from None
+        raise named(error, path, len(payload)) from None
     _sync_folder(path.parent)
+
+
+def named(error: OSError, path: Path, size: int) -> OSError:
+    """What to raise where a file of a run cannot be written: the error with the file, and the megabytes needed and free.
+
+    Args:
+        error: from the system.
+        path: the file.
+        size: bytes that were to be written.
+    """
+    if not path.parent.is_dir():
+        return OSError(error.errno, "the folder is gone", str(path.parent))
+    stat = os.statvfs(path.parent)
+    free = f"{size / 2**20:.1f} MB needed, {stat.f_bavail * stat.f_frsize / 2**20:.0f} MB free"
+    return OSError(error.errno, f"{error.strerror}: {free}", str(path))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -110,8 +123,10 @@ def read(path: Path) -> dict[str, Any]:
     if hashlib.sha256(payload).hexdigest().encode() != head[len(MAGIC) :]:
         raise ValueError(f"{path}: damaged, its checksum does not hold ({len(blob)} bytes)")
     try:
-        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
-    except (pickle.UnpicklingError, RuntimeError, EOFError):  # its checksum holds, so this is no damage: somebody made it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch wonders aloud at what it is given; the line below says it
+            return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except Exception:  # whatever its reader makes of it; its checksum holds, so this is no damage: somebody made it
         raise ValueError(f"{path}: holds more than tensors and plain values: refused, nothing of it was run") from None
 
 

@@ -116,7 +116,20 @@ def _run(verb: str, cfg: config.Config) -> int:
             return _fail(message, 2)
         if isinstance(error, FloatingPointError):
             return _fail(message, DIVERGED)
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in message:
+            return _fail(_no_room(cfg, message), 1)
         return _fail(f"{type(error).__name__}: {message} (debug=true shows where)", 1)
+
+
+def _no_room(cfg: config.Config, message: str) -> str:
+    """Out of memory: with what, and two things to try."""
+    if "recipe" not in cfg:
+        return f"out of memory: nothing of the run is lost; read out less at once, or on a machine with more ({message[:120]})"
+    sizes, batch = cfg.view_sizes, cfg.batch_size
+    smaller = f"view_sizes=[{','.join(str(max(8, size * 3 // 4)) for size in sizes)}]" if sizes else "view_sizes=[24,24]"
+    views = f"views of {' and '.join(map(str, sizes))} pixels" if sizes else "views as large as the images"
+    used = f"batch_size={batch}, {views}, precision={cfg.precision}"
+    return f"out of memory with {used}: try batch_size={max(2, batch // 2)} or {smaller}; the last checkpoint is kept ({message[:120]})"
 
 
 def _fail(message: str, code: int) -> int:

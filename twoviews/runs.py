@@ -80,9 +80,17 @@ class RunFolder:
         self._lock.close()
 
     def log(self, rows: list[dict[str, Any]]) -> None:
-        """Append rows to the metrics, one JSON object a line, each with the first eight digits of its seal."""
-        with open(self.path / METRICS, "a", encoding="utf-8") as file:
-            file.write(self._lines(rows))
+        """Append rows to the metrics, one JSON object a line, each with the first eight digits of its seal.
+
+        Raises:
+            OSError: with the megabytes needed and free, or that the folder is gone.
+        """
+        lines = self._lines(rows)
+        try:
+            with open(self.path / METRICS, "a", encoding="utf-8") as file:
+                file.write(lines)
+        except OSError as error:
+            raise checkpoint.named(error, self.path / METRICS, len(lines)) from None
 
     def truncate_metrics(self, step: int) -> None:
         """Drop every row of `step` and later, and a torn last line: what a resumed run will write again. Rows that are damaged or lost are

@@ -33,14 +33,23 @@ class Arrays:
 
     def __post_init__(self) -> None:
         for split, images, labels in (("train", self.train_images, self.train_labels), ("test", self.test_images, self.test_labels)):
-            if images.dtype != np.uint8 or images.ndim != 4:
-                raise ValueError(f"{self.title}, {split} images: expected uint8 of shape (N, C, H, W), got {images.dtype} {images.shape}")
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+                raise ValueError(
+                    f"{self.title}, {split} images: expected uint8 of shape (N, C, H, W), C 1 or 3, got {images.dtype} {images.shape}"
+                )
             if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
                 raise ValueError(f"{self.title}, {split} labels: expected {len(images)} integers, got {labels.dtype} {labels.shape}")
             if len(labels) and (labels.min() < 0 or labels.max() >= len(self.classes)):
                 raise ValueError(
                     f"{self.title}, {split} labels: expected 0 to {len(self.classes) - 1}, got {labels.min()} to {labels.max()}"
                 )
+        if not len(self.train_images):
+            raise ValueError(f"{self.title}, train images: expected one at least, got none")
+        if self.test_images.shape[1:] != self.train_images.shape[1:]:
+            raise ValueError(
+                f"{self.title}, test images: expected (C, H, W) of the train images, {self.train_images.shape[1:]}, "
+                f"got {self.test_images.shape[1:]}"
+            )
 
     def digest(self) -> str:
         """SHA-256 over pixels and labels, in hexadecimal: two runs with one digest saw one data set."""
