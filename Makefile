@@ -25,8 +25,7 @@ mutants: .venv/.dev  ## known faults of the field, put in one at a time: each mu
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
 
 bench: .venv/.bench  ## side by side with the peers, in one run
-	$(BIN)/python benchmarks/views.py
-	$(BIN)/python benchmarks/readouts.py
+	$(BIN)/twoviews bench
 
 test-hard: .venv/.dev  ## what takes minutes: many kills, full counts
 	$(PYTEST) -n 2 -m slow

@@ -1,10 +1,11 @@
-"""Views per second on one core: ours beside torchvision on PIL images and kornia, interleaved, with the second seed's settings.
+"""Views per second on one core: ours beside torchvision, kornia and lightly, interleaved, with the second seed's settings.
 
     python benchmarks/views.py [--json FILE]
 
 Settings: RandomResizedCrop to 32 x 32 (scale 0.2-1), flip, ColorJitter 0.4/0.4/0.4/0.1 with p 0.8, grayscale 0.2. All start from
-images in memory and end in float tensors. torchvision works on PIL images one by one, as in a DataLoader's worker; kornia and we on
-a batch of uint8 tensors. Every peer uses its own documented best settings: kornia is tried as it is and under torch.compile; ours as the
+images in memory and end in float tensors. torchvision (v1) and lightly's SimCLRTransform work on PIL images one by one, as in a
+DataLoader's worker, torchvision v2 on uint8 tensors one by one, because it draws one set of numbers a call; kornia and we work on a batch
+of uint8 tensors. Every peer uses its own documented best settings: kornia is tried as it is and under torch.compile; ours as the
 runs use it on a CPU (C++), under torch.compile, and eager. One thread each; the median of interleaved rounds.
 """
 
@@ -18,6 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -46,6 +48,31 @@ def pil(images: torch.Tensor) -> Callable[[], object]:
     )
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
     return lambda: torch.stack([transform(picture) for picture in pictures])
+
+
+def v2(images: torch.Tensor) -> Callable[[], object]:
+    """torchvision's newer transforms, on the tensor of each image."""
+    from torchvision.transforms import v2 as t
+
+    transform = t.Compose(
+        [
+            t.RandomResizedCrop(32, scale=SCALE),
+            t.RandomHorizontalFlip(),
+            t.RandomApply([t.ColorJitter(*JITTER)], p=0.8),
+            t.RandomGrayscale(GRAY),
+            t.ToDtype(torch.float32, scale=True),
+        ]
+    )
+    return lambda: torch.stack([transform(image) for image in images])
+
+
+def lightly(images: torch.Tensor) -> Callable[[], object]:
+    """lightly's transform, which makes both views of a PIL image, on half of the images."""
+    from lightly.transforms import SimCLRTransform
+
+    transform = SimCLRTransform(input_size=32, cj_strength=0.5, min_scale=SCALE[0], gaussian_blur=0.0, normalize=None)
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images[: len(images) // 2]]
+    return lambda: torch.stack([view for picture in pictures for view in transform(picture)])
 
 
 def kornia(images: torch.Tensor, compiled: bool) -> Callable[[], object]:
@@ -90,10 +117,10 @@ def ours(images: torch.Tensor, by: str) -> Callable[[], object]:
     return lambda: run(images, views.draw(0, next(step), len(images)))
 
 
-def measure(rivals: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+def measure(rivals: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Microseconds a view of each, round by round, so that a drift of the machine hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in rivals}
-    for name in [*rivals] * (ROUNDS + 1):
+    for name in [*rivals] * (rounds + 1):
         began = time.perf_counter()
         rivals[name]()
         times[name].append((time.perf_counter() - began) / BATCH * 1e6)
@@ -104,11 +131,18 @@ def main() -> int:
     """Print a Markdown table; write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--small", action="store_true", help="one round: a trial")
     arguments = parser.parse_args()
+    rounds = 1 if arguments.small else ROUNDS
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images = torch.randint(0, 256, (BATCH, 3, 8, 8), dtype=torch.uint8).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    rivals: dict[str, Callable[[], object]] = {"torchvision, PIL": pil(images), "kornia, eager": kornia(images, False)}
+    rivals: dict[str, Callable[[], object]] = {
+        "torchvision, PIL": pil(images),
+        "torchvision v2, tensors": v2(images),
+        "lightly, PIL": lightly(images),
+        "kornia, eager": kornia(images, False),
+    }
     failed = {}
     if compiler():
         try:
@@ -123,15 +157,14 @@ def main() -> int:
     if native.library() is not None:
         rivals["TwoViews, C++"] = ours(images, "C++")
     rivals["TwoViews, eager"] = ours(images, "eager")
-    times = measure(rivals)
+    times = measure(rivals, rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     best = min(value for name, value in medians.items() if name.startswith("TwoViews"))
     import kornia as peer
 
-    versions = (
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}, kornia {peer.__version__}, Python {platform.python_version()}"
-    )
-    print(f"{cpu_name()}, one thread; {versions}; batch {BATCH}, median of {ROUNDS} interleaved rounds\n")
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, kornia {peer.__version__}, lightly {version('lightly')}"
+    versions += f", Python {platform.python_version()}"
+    print(f"{cpu_name()}, one thread; {versions}; batch {BATCH}, median of {rounds} interleaved rounds\n")
     print("| views | us a view | min-max | TwoViews is faster by |\n|:--|--:|--:|--:|")
     for name, value in medians.items():
         print(f"| {name} | {value:.1f} | {min(times[name]):.1f}-{max(times[name]):.1f} | {value / best:.1f} x |")

@@ -35,7 +35,15 @@ class Mutant:
 
 MUTANTS = [
     # losses
-    Mutant("own row is a negative", "losses.py", 'float("-inf")', "0.0", "test_losses.py"),
+    Mutant(
+        "own row is a negative",
+        "losses.py",
+        'masked_fill(torch.eye(rows, dtype=torch.bool, device=z.device), float("-inf"))',
+        "masked_fill(torch.eye(rows, dtype=torch.bool, device=z.device), 0.0)",
+        "test_losses.py",
+    ),
+    Mutant("a tile masks the first rows, not its own", "losses.py", "logits[own, own + start]", "logits[own, own]", "test_losses.py"),
+    Mutant("a pair's gradient from one end", "losses.py", ".mean(0).mul_(-2)", ".mean(0).mul_(-1)", "test_losses.py"),
     Mutant(
         "cosine clamped at zero",
         "losses.py",

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from twoviews import losses
 from twoviews.losses import cross_entropy, info_nce, nt_xent
 
 
@@ -162,12 +163,12 @@ def test_n2_odd_but_legal_rows_give_the_losses_of_float64(case: dict[str, Any]) 
         wide = torch.promote_types(q.dtype, torch.float32)
         return info_nce(q, key.to(wide), queue.to(wide), temperature)[0]
 
-    losses: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = [
+    functions: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = [
         (extreme(case, 2 * n), lambda z: nt_xent(z, temperature)),
         (extreme(case, n), against_the_queue),
         (extreme(case, n), lambda logits: cross_entropy(logits, torch.arange(n) % case["d"])),
     ]
-    for rows, loss in losses:
+    for rows, loss in functions:
         rows.requires_grad_()
         value, exact = loss(rows), loss(rows.detach().double()).item()
         # float32 knows a cosine to some 1e-7, which the temperature divides, and a logit of 1e4 to 1e-3
@@ -195,6 +196,35 @@ def test_the_diagonal_takes_no_part_even_at_a_high_temperature() -> None:
 def test_the_views_of_a_single_image_have_nothing_to_push_away(temperature: float) -> None:
     opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])  # a mask of -1000, say, would be as large as this pair's own logit
     assert nt_xent(opposite, temperature).item() == 0
+
+
+@pytest.mark.parametrize("tile", [1, 7, 40, 10**6])
+@pytest.mark.parametrize(("rows", "views"), [(12, 2), (12, 3), (12, 4), (2, 2), (14, 2)])
+def test_a_tile_at_a_time_gives_the_same_loss_and_gradient(monkeypatch: pytest.MonkeyPatch, rows: int, views: int, tile: int) -> None:
+    plain, tiled = normal(rows, 6).requires_grad_(), normal(rows, 6).requires_grad_()
+    expected = nt_xent(plain, 0.2, views)
+    (3 * expected).backward()
+    monkeypatch.setattr(losses, "TILED_FROM", 0)
+    monkeypatch.setattr(losses, "TILE", tile)
+    loss = nt_xent(tiled, 0.2, views)
+    (3 * loss).backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(tiled.grad, plain.grad)
+
+
+def test_many_rows_are_taken_in_tiles_and_few_at_once() -> None:
+    def nodes(rows: int) -> set[str]:
+        loss, found = nt_xent(torch.ones(rows, 1).requires_grad_(), 1.0), set()
+        todo = [loss.grad_fn]
+        while todo:
+            node = todo.pop()
+            if node is not None:
+                found.add(node.name())
+                todo += [parent for parent, _ in node.next_functions]
+        return found
+
+    assert any("Tiled" in name for name in nodes(losses.TILED_FROM + 2))
+    assert not any("Tiled" in name for name in nodes(64))
 
 
 def test_bfloat16_input_is_computed_in_float32() -> None:

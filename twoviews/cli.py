@@ -18,6 +18,7 @@ USAGE = """usage: twoviews <verb> key=value ...
   twoviews evaluate run=latest probes=fast|seeds    read out a finished run again
   twoviews runs [best|compare|second_seed|...]      all runs; mean ± std over seeds; the seeds' tables
   twoviews report run=latest                        write the run's report.html again
+  twoviews bench what=all                           side by side with the peers (in a checkout)
   twoviews doctor                                   what this machine has and what TwoViews would choose
 
   twoviews <verb> --help                            the keys of a verb

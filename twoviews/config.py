@@ -14,7 +14,7 @@ from typing import Any
 
 from twoviews.rules import CONF, RULES, rule, show
 
-VERBS = ("pretrain", "evaluate", "runs", "report", "doctor")
+VERBS = ("pretrain", "evaluate", "runs", "report", "bench", "doctor")
 FLAGS = ("--multirun", "-m", "--cfg", "-c", "job", "--help", "-h")  # of Hydra's: the others run or read what is no key
 PATH_KEYS = ("resume", "init", "run", "run_id", "runs_dir", "data_dir")  # their values are taken literally
 

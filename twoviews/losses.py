@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+TILED_FROM = 8192  # rows: above, the logits are made a tile at a time; below, all of them are 256 MB at the most, and faster at once
+TILE = 2**22  # logits in memory at a time, and as many of their gradients
 
 
 def nt_xent(z: Tensor, temperature: float, views: int = 2) -> Tensor:
@@ -19,7 +24,8 @@ def nt_xent(z: Tensor, temperature: float, views: int = 2) -> Tensor:
         views: V >= 2.
 
     Returns:
-        0-dim tensor, in float32 (float64 for float64 input): logits in bfloat16 would keep 8 bits.
+        0-dim tensor, in float32 (float64 for float64 input): logits in bfloat16 would keep 8 bits. Above `TILED_FROM` rows the
+        memory is linear in the rows, and the gradient cannot be differentiated again.
 
     Raises:
         ValueError: if the rows do not divide into views, or a value is out of its range.
@@ -29,6 +35,8 @@ def nt_xent(z: Tensor, temperature: float, views: int = 2) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
         z = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
         rows, n = z.shape[0], z.shape[0] // views
+        if rows > TILED_FROM:
+            return _TiledNTXent.apply(z, temperature, views)  # type: ignore[no-any-return, no-untyped-call]
         logits = z @ z.T / temperature  # (VN, VN)
         # important: -inf, not a large constant: an anchor is no negative of its own, at any temperature and precision
         logits = logits.masked_fill(torch.eye(rows, dtype=torch.bool, device=z.device), float("-inf"))
@@ -36,6 +44,47 @@ def nt_xent(z: Tensor, temperature: float, views: int = 2) -> Tensor:
         anchors = torch.arange(rows, device=z.device)
         positives = torch.stack([(anchors + shift * n) % rows for shift in range(1, views)], 1)  # (VN, V-1)
         return -log_p.gather(1, positives).mean()
+
+
+class _TiledNTXent(torch.autograd.Function):
+    """The same loss of rows of unit length, in memory that is linear in the rows: logits are made a tile of rows at a time, and again on
+    the way back (as Inf-CL, Cheng et al. 2024, section 3, without its blocks of columns)."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, temperature: float, views: int) -> Tensor:
+        n = len(z) // views
+        norm = torch.cat([_tile(z, start, temperature).logsumexp(1) for start in _starts(z)])  # (VN,)
+        positive = torch.stack([(z * z.roll(-shift * n, 0)).sum(1) for shift in range(1, views)]).mean(0) / temperature
+        ctx.save_for_backward(z, norm)
+        ctx.temperature, ctx.views = temperature, views
+        return (norm - positive).mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        z, norm = ctx.saved_tensors
+        n = len(z) // ctx.views
+        # a positive pair is met from both of its ends
+        out = torch.stack([z.roll(-shift * n, 0) for shift in range(1, ctx.views)]).mean(0).mul_(-2)
+        for start in _starts(z):
+            p = _tile(z, start, ctx.temperature)
+            rows = slice(start, start + len(p))
+            p.sub_(norm[rows, None]).exp_()  # the softmax of these anchors; 0 on the diagonal
+            out[rows].addmm_(p, z)
+            out.addmm_(p.T, z[rows])
+        return out.mul_(grad / (len(z) * ctx.temperature)), None, None
+
+
+def _starts(z: Tensor) -> range:
+    return range(0, len(z), max(1, TILE // len(z)))
+
+
+def _tile(z: Tensor, start: int, temperature: float) -> Tensor:
+    """Logits of some anchors against all rows, -inf against themselves."""
+    anchors = z[start : start + max(1, TILE // len(z))]
+    logits = anchors @ z.T / temperature
+    own = torch.arange(len(anchors), device=z.device)
+    logits[own, own + start] = float("-inf")
+    return logits
 
 
 def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -184,6 +184,9 @@ RULES: dict[str, Rule] = {
     # `twoviews runs`
     "view": Rule(str, choices=("list", "best", "compare", *SEED_TABLES)),
     "format": Rule(str, choices=("markdown", "csv", "latex")),
+    # `twoviews bench`
+    "what": Rule(str, choices=("all", "views", "readouts", "ntxent", "startup", "steps", "epoch"), words=True),
+    "small": Rule(bool),
 }
 
 # Keys that mean something else to a verb: what `run=latest` must have, or anything.

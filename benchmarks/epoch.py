@@ -1,0 +1,70 @@
+"""Seconds an epoch, share of the device's peak (MFU) and memory of both seeds' recipes on this device, beside what the seeds published.
+
+    python benchmarks/epoch.py [--json FILE] [--device auto|cuda|cpu] [--steps 40] [--small]
+
+The real loop (`train.fit`) on made images of CIFAR-10's shape: seconds an epoch are 50,000 images at the rate of the counted steps,
+which leave out the first, in which kernels are compiled and chosen. MFU: floating-point operations of a step, counted, over the device's
+dense peak in the precision used, from its data sheet; on a CPU benchmarks/steps.py measures that peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from steps import gflop_a_view, turns_of_ours
+
+from twoviews import device
+
+# dense TFLOP/s in bfloat16 (float16 where a card has no bfloat16), from the makers' data sheets
+PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "A10": 125, "L4": 121, "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65}
+# method, net and batch: what the READMEs of the seeds say, the first of a 1080 Ti, the second of an A100 with 16 workers
+PUBLISHED = {
+    ("simclr", "resnet18", 1024): "about 15 s, A100 (second seed)",
+    ("simclr", "resnet34", 1024): "22.2 s, A100 (second seed)",
+    ("simclr", "resnet50", 512): "38.5 s, A100 (second seed)",
+    ("simclr", "resnet18", 512): "38 s and 6.2 GB, 1080 Ti (first seed)",
+    ("simclr", "resnet34", 512): "64 s and 9.7 GB, 1080 Ti (first seed)",
+    ("moco", "resnet18", 256): "27 s and 2.6 GB, 1080 Ti (first seed)",
+}
+
+
+def main() -> int:
+    """Print a Markdown table; write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    parser.add_argument("--steps", type=int, default=40, help="counted steps of each net")
+    parser.add_argument("--small", action="store_true", help="the smallest net, two steps at batch 32: a trial")
+    arguments = parser.parse_args()
+    machine = device.choose(device=arguments.device, threads=None, precision="auto", compile="auto")
+    peak = None
+    if machine.device.type == "cuda":
+        name = torch.cuda.get_device_name()
+        peak = next((value for part, value in PEAKS.items() if part in name), None)
+    print(f"{machine}; torch {torch.__version__}; made images\n")
+    print("| method, net, batch | s an epoch | views/s | MFU | peak memory, GiB | published |\n|:--|--:|--:|--:|--:|:--|")
+    figures: dict[str, Any] = {"machine": str(machine)}
+    cases = {("simclr", "thin32", 32): "a trial"} if arguments.small else PUBLISHED
+    for (method, net, batch), published in cases.items():
+        turn = turns_of_ours(net, batch, method, machine.device.type)
+        step = turn(2 if arguments.small else arguments.steps)
+        rate = 2 * batch / step
+        flops = gflop_a_view(net) * rate / 1000
+        gib = device.peak_bytes(machine.device) / 2**30
+        share = f"{flops / peak:.0%} of {peak} TFLOP/s" if peak else f"{flops:.2f} TFLOP/s"
+        print(f"| {method}, {net}, {batch} x 2 | {100_000 / rate:.1f} | {rate:,.0f} | {share} | {gib:.1f} | {published} |", flush=True)
+        figures[f"{method} {net} {batch}"] = {"seconds_an_epoch": 100_000 / rate, "views_per_s": rate, "tflops": flops, "GiB": gib}
+        if machine.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""NT-Xent from 512 to 32,768 rows: time and memory of ours, of the plain form, and of lightly's, in one run.
+
+    python benchmarks/ntxent.py [--json FILE] [--small]
+
+Loss and gradient of made projections of 128 dimensions, float32. Each case runs in a process of its own, so that its peak memory is its
+own: what it needs beyond the rows themselves. The plain form is the formula as it is written, all logits at once: what ours is too up to
+`losses.TILED_FROM` rows. Memory that the C library keeps between tensors is kept (as in a run), for all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from twoviews import losses
+from twoviews.device import cpu_name, keep_freed_memory
+
+WIDTH, TEMPERATURE = 128, 0.5
+ROWS = (512, 2048, 8192, 16_384, 32_768)
+SECONDS = 6.0  # of repetitions; one at least
+
+
+def one(who: str, rows: int) -> dict[str, float]:
+    """Seconds of a loss with its gradient, and GiB beyond what was there before."""
+    keep_freed_memory()
+    z = torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(0))
+    if who == "lightly":
+        from lightly.loss import NTXentLoss
+
+        criterion = NTXentLoss(temperature=TEMPERATURE)
+        run = lambda x: criterion(*x.chunk(2))  # noqa: E731
+    else:
+        if who == "plain":
+            losses.TILED_FROM = 10**9
+        run = lambda x: losses.nt_xent(x, TEMPERATURE)  # noqa: E731
+    run(torch.randn(8, WIDTH).requires_grad_()).backward()  # what is imported or chosen once
+    before = _peak()
+    seconds: list[float] = []
+    while not seconds or sum(seconds) < SECONDS:
+        x = z.clone().requires_grad_()
+        began = time.perf_counter()
+        loss = run(x)
+        loss.backward()
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": median(seconds), "GiB": _peak() - before, "loss": loss.item()}
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)
+
+
+def main() -> int:
+    """Print a Markdown table; write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--small", action="store_true", help="up to 2,048 rows: a trial")
+    parser.add_argument("--one", nargs=2, metavar=("WHO", "ROWS"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(one(arguments.one[0], int(arguments.one[1]))))
+        return 0
+    versions = f"torch {torch.__version__}, lightly {version('lightly')}"
+    print(f"{cpu_name()}, {torch.get_num_threads()} threads; {versions}; {WIDTH} dimensions, float32, loss and gradient\n")
+    print("| rows | ours, s | plain, s | lightly, s | ours, GiB | plain, GiB | lightly, GiB |\n|--:|--:|--:|--:|--:|--:|--:|")
+    figures: dict[str, Any] = {}
+    for rows in ROWS[:2] if arguments.small else ROWS:
+        found = {}
+        for who in ("ours", "plain", "lightly"):
+            done = subprocess.run([sys.executable, __file__, "--one", who, str(rows)], capture_output=True, text=True)
+            found[who] = json.loads(done.stdout) if done.returncode == 0 else None
+        if found["ours"] and found["plain"]:
+            assert abs(found["ours"]["loss"] - found["plain"]["loss"]) < 1e-4 * found["plain"]["loss"], "two forms of one loss differ"
+        cells = [f"{x['seconds']:.4f}" if x else "does not fit" for x in found.values()]
+        cells += [f"{x['GiB']:.2f}" if x else "" for x in found.values()]
+        print(f"| {rows:,} | {' | '.join(cells)} |", flush=True)
+        figures[str(rows)] = found
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"cpu": cpu_name(), "versions": versions, **figures}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

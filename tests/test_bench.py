@@ -1,0 +1,79 @@
+"""`twoviews bench`: that it runs what it says, keeps what it printed, and says what is missing. Its figures are not for tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import environment
+
+from twoviews import rules
+from twoviews.cli import main
+from twoviews.commands import bench
+
+SCRIPT = """
+import sys
+print("| a table |")
+open(sys.argv[sys.argv.index("--json") + 1], "w").write("{}")
+print(sys.argv[3:])
+sys.exit({code})
+"""
+
+
+@pytest.fixture
+def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Scripts that take no time; the second one fails."""
+    place = tmp_path / "benchmarks"
+    place.mkdir()
+    for name in bench.ALL:
+        (place / f"{name}.py").write_text(SCRIPT.replace("{code}", str(int(name == bench.ALL[1]))))
+    monkeypatch.setattr(bench, "SCRIPTS", place)
+    monkeypatch.setattr(bench, "PEERS", ("yaml",))
+    return tmp_path / "runs"
+
+
+def test_each_benchmark_runs_and_what_it_says_is_kept(scripts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", f"what='{bench.ALL[0]}, {bench.ALL[2]}'", "small=true", f"runs_dir={scripts}"]) == 0
+    said = capsys.readouterr().out
+    (place,) = scripts.iterdir()
+    assert sorted(path.name for path in place.iterdir()) == sorted([f"{bench.ALL[0]}.json", f"{bench.ALL[2]}.json", "tables.md"])
+    kept = (place / "tables.md").read_text()
+    assert kept in said
+    assert kept.count("| a table |") == kept.count("['--small']") == 2
+    assert f"## {bench.ALL[2]}" in kept
+
+
+def test_one_that_fails_does_not_stop_the_others_and_is_named(scripts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", f"runs_dir={scripts}"]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("| a table |") == len(bench.ALL)
+    assert f"bench: {bench.ALL[1]} failed" in err
+
+
+def test_what_is_missing_is_said(
+    scripts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "PEERS", ("yaml", "nosuchpeer"))
+    assert main(["bench"]) == 2
+    assert "nosuchpeer not installed: pip install" in capsys.readouterr().err
+    monkeypatch.setattr(bench, "SCRIPTS", tmp_path / "nowhere")
+    assert main(["bench"]) == 2
+    assert "in the checkout" in capsys.readouterr().err
+    assert not scripts.exists()
+
+
+def test_every_benchmark_is_there_and_starts(tmp_path: Path) -> None:
+    assert set(rules.RULES["what"].choices) == {"all", "epoch", *bench.ALL}
+    children = [
+        subprocess.Popen(
+            [sys.executable, str(bench.SCRIPTS / f"{name}.py"), "--help"], env=environment(tmp_path), stdout=subprocess.PIPE, text=True
+        )
+        for name in (*bench.ALL, "epoch")
+    ]
+    for child in children:
+        said, _ = child.communicate(timeout=120)
+        assert child.returncode == 0
+        assert "--json" in said
+        assert "--small" in said

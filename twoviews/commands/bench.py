@@ -1,0 +1,48 @@
+"""`twoviews bench`: the benchmarks of the checkout, one after another, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TextIO
+
+from twoviews.config import Config
+
+SCRIPTS = Path(__file__).parent.parent.parent / "benchmarks"
+ALL = ("views", "readouts", "ntxent", "startup", "steps")
+PEERS = ("kornia", "lightly", "sklearn")
+
+
+def run(cfg: Config) -> int:
+    """The verb: prints each benchmark's tables, and keeps them with their figures as JSON."""
+    if not SCRIPTS.is_dir():
+        raise ValueError("bench: the benchmarks lie in the checkout, not in the installed package: git clone it, then make bench")
+    if missing := [name for name in PEERS if find_spec(name) is None]:
+        raise ValueError(f"bench: {', '.join(missing)} not installed: pip install 'twoviews[report,bench]', or make bench")
+    asked = ("epoch",) if cfg.device == "cuda" else ALL  # beside peers only where those have one path: the processor
+    names = asked if cfg.what == "all" else tuple(name.strip() for name in cfg.what.split(","))
+    place = Path(cfg.runs_dir) / f"bench-{time.strftime('%Y%m%d-%H%M%S')}"
+    place.mkdir(parents=True)
+    failed = []
+    began = time.monotonic()
+    with open(place / "tables.md", "w", encoding="utf-8") as tables:
+        for name in names:
+            words = [sys.executable, str(SCRIPTS / f"{name}.py"), "--json", str(place / f"{name}.json"), *["--small"] * cfg.small]
+            _say(f"\n## {name}\n\n", tables)
+            with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    _say(line, tables)
+            failed += [name] * (process.returncode != 0)
+    print(f"\n{(time.monotonic() - began) / 60:.1f} min; tables and figures: {place}")
+    if failed:
+        raise RuntimeError(f"bench: {', '.join(failed)} failed: what is said above says why")
+    return 0
+
+
+def _say(text: str, tables: TextIO) -> None:
+    print(text, end="", flush=True)
+    print(text, end="", flush=True, file=tables)
