@@ -100,13 +100,14 @@ def build(
         else:
             split.append({**rest, "params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay})
             split.append({**rest, "params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0, "adapt": False})
+    how: dict[str, Any] = {"fused": True} if all(p.is_cuda for group in split for p in group["params"]) else {"foreach": True}
     if optimizer == "muon":
         return Muon(split, lr=0.0, momentum=momentum, nesterov=nesterov)
     if optimizer == "lars":
         return LARS(split, lr=0.0, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, trust=TRUST)
     if optimizer == "adam":
-        return torch.optim.Adam(split, lr=0.0, betas=(momentum, 0.999), foreach=True)
-    return torch.optim.SGD(split, lr=0.0, momentum=momentum, nesterov=nesterov, foreach=True)
+        return torch.optim.Adam(split, lr=0.0, betas=(momentum, 0.999), **how)
+    return torch.optim.SGD(split, lr=0.0, momentum=momentum, nesterov=nesterov, **how)
 
 
 class Muon(torch.optim.Optimizer):

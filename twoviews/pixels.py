@@ -31,7 +31,8 @@ def _slots_on(order: str) -> list[bool]:
     return on
 
 
-_ON = [_slots_on(order) for order in ORDERS]
+# Of each slot, which orders switch it on: bit n for order n. Numbers, not a table, which would be copied to the device at every step.
+_ON = [sum(on << n for n, on in enumerate(column)) for column in zip(*map(_slots_on, ORDERS), strict=True)]
 
 
 class Choices(NamedTuple):
@@ -76,11 +77,10 @@ def crop_and_flip(x: Tensor, choices: Choices, size: int, *, cubic: bool = False
 
 def jitter(planes: list[Tensor], choices: Choices, used: Collection[str]) -> list[Tensor]:
     """Brightness B, contrast C, saturation S and hue H of each image in its own order; those in `used`, the others change nothing."""
-    slots = torch.tensor(_ON, device=choices.order.device)[choices.order]  # (N, 15)
     values = {"B": choices.brightness, "C": choices.contrast, "S": choices.saturation, "H": choices.hue}
     off = {"B": 1.0, "C": 1.0, "S": 1.0, "H": 0.0}
     # One (15, N) tensor, so that a compiler keeps it: 15 numbers an image, not 15 choices a pixel.
-    factors = torch.stack([torch.where(slots[:, i], values[op], off[op]) for i, op in enumerate(_SLOTS)])
+    factors = torch.stack([torch.where((_ON[i] >> choices.order) & 1 == 1, values[op], off[op]) for i, op in enumerate(_SLOTS)])
     for i, op in enumerate(_SLOTS):
         if op not in used:
             continue

@@ -55,9 +55,9 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
     with StopFlag() as stop, Progress("train", last, "views", start=start, scale=views_per_step) as bar:
         clock.start()
         for step in range(start, last):
-            progress = torch.tensor(step / steps, device=machine.device)
-            rows = batch_rows(cfg.seed, step, len(parts.images), cfg.batch_size, drop_last=cfg.drop_last).to(machine.device)
-            u = parts.views.draw(cfg.seed, step, len(rows)).to(machine.device, machine.dtype)
+            progress = device.send(torch.tensor(step / steps), machine.device)
+            rows = device.send(batch_rows(cfg.seed, step, len(parts.images), cfg.batch_size, drop_last=cfg.drop_last), machine.device)
+            u = device.send(parts.views.draw(cfg.seed, step, len(rows)), machine.device, machine.dtype)
             views = make_views(parts.images[rows], u)
             with machine.autocast():
                 loss, extras = forward(views, None if parts.labels is None else parts.labels[rows], progress)

@@ -1,0 +1,302 @@
+"""The whole job: five epochs of SimCLR and all of the seeds' read-outs, ours and done the second seed's way, protocol by protocol.
+
+    python benchmarks/job.py [--data-dir DIR] [--json FILE] [--accuracy] [--small]
+
+thin16 on CIFAR-10 (with --data-dir; without it on made images of its shape), batch 512, the second seed's views, head and SGD. Both do
+the same work: 5 epochs; six kNN accuracies (k 1, 5, 10, cosine and Euclidean); Adam on features, 100 epochs; Adam on crops and flips, 100
+epochs; SGD on crops and flips, 100 epochs, as the first seed. Theirs is float32, contiguous, two forwards, PIL images in a DataLoader
+with a worker a core, scikit-learn's kNN, and probes on images with the projector and a graph through the encoder. Each part runs a slice,
+stated in the table, and is extrapolated from its second step on; kNN and Adam on features run whole. Cached augmentation is a row of its
+own: another protocol (docs/protocols.md). With --accuracy both train whole, the probes on images for 5 epochs, and accuracies are printed:
+half an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from steps import WORKERS, Pictures, made_images, net_and_head, sgd
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from views import GRAY, JITTER, SCALE
+
+from twoviews import build, config, device, optim, runs, train
+from twoviews.data import READERS
+from twoviews.data.arrays import Arrays
+from twoviews.probes import minibatch, protocols
+from twoviews.probes.knn import search, vote
+
+NET, BATCH, EPOCHS, PROBE_EPOCHS, CLASSES = "thin16", 512, 5, 100, 10
+SGD = minibatch.Schedule("sgd", 0.2, epochs=PROBE_EPOCHS, batch_size=BATCH, floor=0.001, unit="step", drop_last=True)
+ADAM = minibatch.Schedule("adam", 0.1, epochs=PROBE_EPOCHS, batch_size=BATCH)
+
+Split = tuple[Tensor, Tensor]
+
+
+def sliced(steps: Iterator[Any], counted: int, whole: int) -> float:
+    """Seconds of `whole` steps: of `counted` ones after the first, times what is missing."""
+    next(steps)
+    began = time.perf_counter()
+    for _ in range(counted):
+        next(steps)
+    return (time.perf_counter() - began) / counted * whole
+
+
+class Labelled(Pictures):
+    """PIL images under a transform, with labels."""
+
+    def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Any], Any]) -> None:
+        super().__init__(images, transform)
+        self.labels = labels
+
+    def __getitem__(self, i: int) -> Any:
+        return super().__getitem__(i), self.labels[i]
+
+
+class Theirs:
+    """The second seed's way, a step at a time."""
+
+    def __init__(self, bank: Split, test: Split) -> None:
+        self.bank, self.test = bank, test
+        self.backbone, self.head = net_and_head(NET)
+
+    def training(self, epochs: int) -> Iterator[None]:
+        transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(32, scale=SCALE),
+                transforms.RandomHorizontalFlip(),
+                transforms.RandomApply([transforms.ColorJitter(*JITTER)], p=0.8),
+                transforms.RandomGrayscale(GRAY),
+                transforms.ToTensor(),
+            ]
+        )
+        data = Pictures(self.bank[0], lambda picture: (transform(picture), transform(picture)))
+        loader = DataLoader(data, BATCH, shuffle=True, num_workers=WORKERS)
+        optimizer = sgd(self.backbone, self.head)
+        for epoch in range(epochs):
+            rate = optim.learning_rate(
+                epoch, steps=epochs, steps_per_epoch=1, peak=0.12, floor=0, warmup_epochs=0, schedule="cosine", unit="epoch"
+            )
+            optimizer.param_groups[0]["lr"] = rate
+            for views in loader:
+                z = F.normalize(torch.cat([self.head(self.backbone(x)) for x in views]))
+                logits = (z @ z.T / 0.5).fill_diagonal_(-torch.inf)
+                rows = len(views[0])
+                optimizer.zero_grad()
+                F.cross_entropy(logits, (torch.arange(2 * rows) + rows) % (2 * rows)).backward()
+                optimizer.step()
+                yield
+
+    def features(self, images: Tensor) -> Tensor:
+        self.backbone.eval()
+        with torch.no_grad():
+            return torch.cat([self.backbone(chunk.float() / 255) for chunk in images.split(1000)])
+
+    def knn(self, bank: Tensor, test: Tensor) -> dict[str, float]:
+        found = {}
+        for metric in ("cosine", "euclidean"):
+            for k in (1, 5, 10):
+                model = KNeighborsClassifier(k, metric=metric, algorithm="brute", n_jobs=-1).fit(bank.numpy(), self.bank[1].numpy())
+                found[f"kNN k={k} {metric}"] = float(model.score(test.numpy(), self.test[1].numpy()))
+        return found
+
+    def precomputed(self, bank: Tensor) -> nn.Linear:
+        layer = nn.Linear(bank.shape[1], CLASSES)
+        optimizer = torch.optim.Adam(layer.parameters(), 0.1)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, PROBE_EPOCHS)
+        for _ in range(PROBE_EPOCHS):
+            for rows in torch.randperm(len(bank)).split(1000):
+                optimizer.zero_grad()
+                F.cross_entropy(layer(bank[rows]), self.bank[1][rows]).backward()
+                optimizer.step()
+            schedule.step()
+        return layer
+
+    def augmented(self, layer: nn.Linear, how: minibatch.Schedule, smallest: float) -> Iterator[None]:
+        transform = transforms.Compose(
+            [transforms.RandomResizedCrop(32, scale=(smallest, 1.0)), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        )
+        loader = DataLoader(Labelled(*self.bank, transform), BATCH, shuffle=True, num_workers=WORKERS, drop_last=how.drop_last)
+        kinds = {"adam": torch.optim.Adam, "sgd": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, nesterov=True)}
+        optimizer = kinds[how.optimizer](layer.parameters(), how.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.epochs, eta_min=how.floor)
+        self.backbone.eval()
+        for _ in range(how.epochs):
+            for images, labels in loader:
+                h = self.backbone(images)
+                self.head(h)
+                optimizer.zero_grad()
+                F.cross_entropy(layer(h), labels).backward()
+                optimizer.step()
+                yield
+            schedule.step()
+
+
+class Ours:
+    """The real loop and read-outs."""
+
+    def __init__(self, data_dir: Path | None) -> None:
+        words = ["recipe=simclr_cifar10", "base_learning_rate=0.06", f"backbone={NET}", f"batch_size={BATCH}", f"epochs={EPOCHS}"]
+        words += ["device=cpu", "probe_every=0"] + ([f"data_dir={data_dir}"] if data_dir else [])
+        self.cfg = config.load("pretrain", words)
+        self.parts = build.build(self.cfg)
+        self.bank, self.test = self.parts.dataset.split("train+val"), self.parts.dataset.split("test")
+
+    def train(self, steps: int | None) -> float:
+        """Seconds of all steps, extrapolated from those taken but the first."""
+        self.cfg["max_steps"] = steps
+        with tempfile.TemporaryDirectory() as scratch, runs.RunFolder(runs.create(Path(scratch), "job", "{}")) as folder:
+            _, summary = train.fit(self.cfg, self.parts, folder)
+        return float(summary["sec_per_epoch"]) * EPOCHS
+
+    def knn(self, bank: Tensor, test: Tensor) -> dict[str, float]:
+        found = search(bank, test, k=10)
+        return {
+            f"kNN k={k} {metric}": (vote(found[metric], self.bank[1], k=k, classes=CLASSES) == self.test[1]).double().mean().item()
+            for metric in ("cosine", "euclidean")
+            for k in (1, 5, 10)
+        }
+
+    def augmented(self, how: minibatch.Schedule, smallest: float, *, steps: int | None, cached: int | None = None) -> Any:
+        images, labels = self.bank
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+        views = minibatch.crop_and_flip_views(shape, crop_scale=(smallest, 1.0), mean=self.parts.mean, std=self.parts.std)
+        of: dict[str, Any] = {"views": views, "make_views": build.views_on(self.parts.machine, views)}
+        of |= {"dtype": torch.float32, "autocast": self.parts.machine.autocast}
+        return minibatch.on_views(
+            self.parts.method.backbone,
+            images,
+            labels,
+            classes=CLASSES,
+            embed_dim=128,
+            schedule=how,
+            seed=0,
+            max_steps=steps,
+            cached=cached,
+            name="job",
+            **of,
+        )
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    found = run()
+    return time.perf_counter() - began, found
+
+
+def seconds_of(ours: Ours, theirs: Theirs, small: bool) -> list[tuple[str, float, float, str]]:
+    """Each part: its name, our seconds, theirs, and the slices."""
+    n = len(ours.bank[1])
+    training, probing = -(-n // BATCH) * EPOCHS, n // BATCH * PROBE_EPOCHS
+    a, b = (2, 2) if small else (97, 8)  # counted steps
+    rows = [
+        (f"training, {EPOCHS} epochs", ours.train(a + 1), sliced(theirs.training(EPOCHS), b, training), f"{a} and {b} of {training} steps")
+    ]
+    mine, bank_s = ours.parts, timed(lambda: ours.parts.embed(ours.parts.method.backbone, ours.bank[0]))
+    test_s = timed(lambda: mine.embed(mine.method.backbone, ours.test[0]))
+    their_bank, their_test = timed(lambda: theirs.features(ours.bank[0])), timed(lambda: theirs.features(ours.test[0]))
+    rows.append(("features", bank_s[0] + test_s[0], their_bank[0] + their_test[0], "whole"))
+    search(bank_s[1][:1000], test_s[1][:10], k=10)  # what is compiled once a machine
+    rows.append(
+        (
+            "six kNN accuracies",
+            timed(lambda: ours.knn(bank_s[1], test_s[1]))[0],
+            timed(lambda: theirs.knn(bank_s[1], test_s[1]))[0],
+            "whole",
+        )
+    )
+    how = protocols.schedule("linear_precomp adam", protocol="second_seed", backbone=NET, batch_size=BATCH)
+    adam = timed(lambda: minibatch.on_features(bank_s[1], ours.bank[1], classes=CLASSES, schedule=how, seed=0, max_steps=None, name="Adam"))
+    rows.append(("linear_precomp, Adam", adam[0], timed(lambda: theirs.precomputed(bank_s[1]))[0], "whole"))
+    c, d = (2, 2) if small else (60, 8)
+    for name, schedule, smallest in (("linear_augm", ADAM, 0.2), ("linear_sgd", SGD, 0.08)):
+        first, more = (timed(lambda s=s, m=schedule, x=smallest: ours.augmented(m, x, steps=s))[0] for s in (1, 1 + c))
+        other = sliced(theirs.augmented(nn.Linear(128, CLASSES), schedule, smallest), d, probing)
+        rows.append((f"{name}, {PROBE_EPOCHS} epochs", first + (more - first) / c * probing, other, f"{c} and {d} of {probing} steps"))
+    return rows
+
+
+def accuracies(ours: Ours, theirs: Theirs) -> list[tuple[str, float, float]]:
+    """Both ways from one end to the other, probes on images for 5 epochs: accuracy of each read-out."""
+    ours.train(None)
+    for _ in theirs.training(EPOCHS):
+        pass
+    mine = [ours.parts.embed(ours.parts.method.backbone, images) for images, _ in (ours.bank, ours.test)]
+    other = [theirs.features(images) for images, _ in (ours.bank, ours.test)]
+    a, b = ours.knn(*mine), theirs.knn(*other)
+    rows = [(name, a[name], b[name]) for name in a]
+    truth = ours.test[1]
+    how = protocols.schedule("linear_precomp adam", protocol="second_seed", backbone=NET, batch_size=BATCH)
+    probe = minibatch.on_features(mine[0], ours.bank[1], classes=CLASSES, schedule=how, seed=0, max_steps=None, name="Adam")
+    layer = theirs.precomputed(other[0])
+
+    def right(layer: nn.Linear) -> float:
+        return (layer(other[1]).argmax(1) == truth).double().mean().item()
+
+    rows.append(("linear_precomp, Adam", probe.accuracy(mine[1], truth), right(layer)))
+    for name, schedule, smallest in (("linear_augm", ADAM, 0.2), ("linear_sgd", SGD, 0.08)):
+        short = replace(schedule, epochs=5)
+        probe, layer = ours.augmented(short, smallest, steps=None), nn.Linear(128, CLASSES)
+        for _ in theirs.augmented(layer, short, smallest):
+            pass
+        rows.append((f"{name}, 5 epochs", probe.accuracy(mine[1], truth), right(layer)))
+    return rows
+
+
+def main() -> int:
+    """Print Markdown tables; write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, help="CIFAR-10: its archive, folder or an image tree")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--accuracy", action="store_true", help="train both whole and print accuracies")
+    parser.add_argument("--small", action="store_true", help="two steps of each part, 5,000 images: a trial")
+    arguments = parser.parse_args()
+    if arguments.data_dir is None:
+        count = 5000 if arguments.small else 50_000
+        images = made_images().repeat(-(-count // 4096), 1, 1, 1)[:count].numpy()
+        labels = torch.arange(count).numpy() % CLASSES
+        test = images[: count // 5], labels[: count // 5]
+        READERS["cifar10"] = lambda _: Arrays("made images", images, labels, *test, tuple("0123456789"))
+    torch.manual_seed(0)
+    ours = Ours(arguments.data_dir)
+    theirs = Theirs(ours.bank, ours.test)
+    print(f"{device.cpu_name()}, {ours.parts.machine}; torch {torch.__version__}; {ours.parts.dataset.title}, {NET}, batch {BATCH}\n")
+    figures: dict[str, Any] = {"machine": str(ours.parts.machine)}
+    if arguments.accuracy:
+        print("| read-out | ours, % | the second seed's way, % |\n|:--|--:|--:|")
+        for name, mine, other in accuracies(ours, theirs):
+            print(f"| {name} | {100 * mine:.1f} | {100 * other:.1f} |", flush=True)
+            figures[name] = [mine, other]
+    else:
+        rows = seconds_of(ours, theirs, arguments.small)
+        print("| part | ours, s | the second seed's way, s | ours is faster by | ran |\n|:--|--:|--:|--:|:--|")
+        rows.append(("**the whole job**", sum(row[1] for row in rows), sum(row[2] for row in rows), "extrapolated"))
+        for name, mine, other, ran in rows:
+            print(f"| {name} | {mine:.1f} | {other:.1f} | {other / mine:.1f} x | {ran} |")
+            figures[name] = [mine, other]
+        cached = timed(lambda: ours.augmented(ADAM, 0.2, steps=None, cached=protocols.CACHED))[0] if not arguments.small else 0.0
+        with_cache = rows[-1][1] - rows[-3][1] + cached
+        print(
+            f"| the same with linear_augm_cached, another protocol | {with_cache:.1f} | | "
+            f"{rows[-1][2] / with_cache:.1f} x | that probe whole |"
+        )
+        figures["cached"] = with_cache
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

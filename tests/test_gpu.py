@@ -1,0 +1,122 @@
+"""The GPU path without a GPU: fake tensors have a device and a shape but no values, and a step has to get by without looking at any."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import contract
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from twoviews import config, momentum, optim
+from twoviews.methods import METHODS
+from twoviews.views import Views
+
+# A momentum copy is a deep copy, which asks where a tensor lies.
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+
+# Each of these has the host wait for the device, or gives a result whose shape depends on values: no CUDA graph holds it.
+WAITS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "unique_dim", "unique_consecutive")
+
+
+class Watch(TorchDispatchMode):
+    """Notes every operation that waits, and every tensor that leaves its device or comes to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.count += 1
+        if name in WAITS:
+            self.seen.append(name)
+        masks = [x for x in (args[1] if name in ("index", "index_put_") else ()) if isinstance(x, Tensor) and x.dtype == torch.bool]
+        if masks:
+            self.seen.append(f"{name} by a mask")
+        if name == "_fused_sgd_":  # one kernel, of which torch has no fake
+            return None
+        out = func(*args, **(kwargs or {}))
+        if name in ("_to_copy", "copy_") and isinstance(args[-1], Tensor) and isinstance(out, Tensor):
+            devices = {x.device.type for x in (*args, out) if isinstance(x, Tensor)}
+            if len(devices) > 1:
+                self.seen.append(f"{name} between {' and '.join(sorted(devices))}")
+        return out
+
+
+@contextlib.contextmanager
+def on_a_gpu() -> Iterator[Watch]:
+    """Everything that is made inside lies on a GPU that is not there."""
+    watch, mode = Watch(), FakeTensorMode()
+    deepcopy = copy.deepcopy
+    with pytest.MonkeyPatch.context() as patch, mode, torch.device("cuda:0"), watch:
+        patch.setattr(momentum.copy, "deepcopy", lambda module: deepcopy(module, {id(mode): mode}))  # a tensor's mode is not to be copied
+        yield watch
+
+
+def views(channels: int, **changes: Any) -> Views:
+    """Every operation that there is."""
+    card = config.load("pretrain", ["recipe=simclr_cifar10"])
+    given = {name: card[name] for name in ("crop_scale", "crop_ratio", "flip_p", "jitter_p", "brightness", "contrast")}
+    given |= {"saturation": 0.4, "hue": 0.1, "grayscale_p": 0.2, "blur_p": 0.5, "blur_kernel": 3, "blur_sigma": (0.1, 2.0)}
+    given |= {"solarize_p": 0.1, "mean": (0.5,) * channels, "std": (0.25,) * channels, "image_shape": (channels, 32, 32)}
+    return Views(**{**given, "interpolation": "bilinear", "view_sizes": [32, 24], **changes})
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_views_wait_for_nothing(interpolation: str) -> None:
+    made = views(3, interpolation=interpolation)
+    numbers = made.draw(0, 0, 8)
+    with on_a_gpu() as watch:
+        images = torch.zeros(16, 3, 32, 32, dtype=torch.uint8)
+        rows = torch.zeros(8, dtype=torch.int64)
+        u = torch.zeros(numbers.shape)
+        out = made(images[rows], u)
+        assert [x.shape[2] for x in out] == [32, 24]
+        assert all(x.device.type == "cuda" for x in out)
+    assert watch.seen == []
+    assert watch.count > 50
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon", "lars"])
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_step_waits_for_nothing(name: str, optimizer: str) -> None:
+    made, labels, _ = contract.batch(name)
+    with on_a_gpu() as watch:
+        method = contract.tiny(name)
+        steps = optim.build(
+            method.param_groups(), optimizer=optimizer, momentum=0.9, nesterov=optimizer != "adam", weight_decay=1e-4, decay_norms=False
+        )
+        inputs = [torch.zeros(x.shape) for x in made], None if labels is None else torch.zeros(labels.shape, dtype=torch.int64)
+        progress = torch.zeros(())
+        watch.seen.clear()
+        for _ in range(2):  # an optimiser's first step makes its state
+            loss, extras = method(*inputs, progress)
+            for p in method.parameters():  # no backward: autograd asks the driver for the device
+                p.grad = torch.zeros(p.shape) if p.requires_grad else None
+            for group in steps.param_groups:
+                group["lr"] = 0.1
+            steps.step()
+            steps.zero_grad(set_to_none=True)
+            method.after_step(progress)
+        assert loss.device.type == "cuda"
+        assert all(x.ndim == 0 for x in extras.values())
+    assert watch.seen == []
+
+
+def test_a_step_that_waits_would_be_seen() -> None:
+    with on_a_gpu() as watch:
+        x = torch.zeros(4)
+        with pytest.raises(DataDependentOutputException):
+            x.sum().item()
+        _ = x.cpu()
+        _ = x.to("cpu", torch.float64)
+    assert watch.seen[0] == "_local_scalar_dense"
+    assert any("between cpu and cuda" in seen for seen in watch.seen)
