@@ -5,7 +5,6 @@ Forked after the imports, a child needs no seconds to start, so hundreds fit int
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -24,6 +23,7 @@ import torch
 from twoviews import build, checkpoint, readout, runs, train
 from twoviews.cli import main
 from twoviews.commands import report
+from twoviews.methods import METHODS
 
 # Four steps an epoch, a probe at every second, a save at every one.
 WORDS = ("batch_size=32", "epochs=3", "probe_every=0.5", "checkpoint_every=0.25", "warmup_epochs=0.5", "log_interval=2", "train_size=160")
@@ -127,29 +127,25 @@ class Harness:
         return {"runs": count, "kills": sent, "wrong": wrong}
 
     def signals(self, count: int) -> dict[str, Any]:
-        """SIGTERM, SIGUSR1 and SIGINT in turn, at random instants: in steps, probes, saves and before the first step."""
-        wrong, stopped, longest = [], 0, 0.0
+        """SIGTERM, SIGUSR1 and SIGINT in turn, each at a random step, with a save at every third: the one of that step is the signal's."""
+        wrong, longest = [], 0.0
         for i in range(count):
-            place = self.folder / f"signalled{i}"
+            place, mark = self.folder / f"signalled{i}", self.folder / f"mark{i}"
             number = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)[i % 3]
-            pid = fork(self.next(place), self.folder / "log")
-            time.sleep(self.random.uniform(0, 0.9 * self.seconds))
-            os.kill(pid, number)
-            began = time.monotonic()
-            code = wait(pid)
-            longest = max(longest, time.monotonic() - began if code == 128 + number else 0)
+            step = self.random.randrange(STEPS - 1)
+            words = [word.replace("checkpoint_every=0.25", "checkpoint_every=0.75") for word in self.into(place)]
+            code = wait(fork(words, self.folder / "log", lambda: signal_at(step, number, mark)))  # noqa: B023 - forked now
+            longest = max(longest, time.time() - float(mark.read_text()))
             said = (self.folder / "log").read_text()
-            if code not in (0, 128 + number, -number) or "Traceback" in said:
+            if code != 128 + number or f"stopped at step {step + 1} of {STEPS}" not in said or "Traceback" in said:
                 wrong.append(f"{i}: exit code {code}: {said[-300:]}")
-            if code == 128 + number and "stopped at step" in said:
-                stopped += 1
-                (path,) = [path for path in runs.folders(place) if (path / checkpoint.LAST).is_file()]
-                step = int(said.split("stopped at step ")[1].split()[0])
-                if checkpoint.load(path)["step"] != step or len(runs.metrics(path)) != step:
-                    wrong.append(f"{i}: no checkpoint of the step that was told")
+                continue
+            path = small.only_run(place)
+            if checkpoint.load(path)["step"] != step + 1 or len(runs.metrics(path)) != step + 1:
+                wrong.append(f"{i}: no checkpoint of the step that was told")
             if problem := self.finish(place):
                 wrong.append(f"{i}: {problem}")
-        return {"runs": count, "stopped": stopped, "longest": longest, "wrong": wrong}
+        return {"runs": count, "longest": longest, "wrong": wrong}
 
     def moments(self, count: int) -> dict[str, Any]:
         """Each signal in the midst of a start, a probe, a save and the read-outs."""
@@ -176,21 +172,25 @@ class Harness:
         return {"moments": len(codes), "codes": codes, "wrong": wrong}
 
     def twice(self, count: int) -> dict[str, Any]:
-        """Two SIGINT within a fifth of a second."""
+        """Two SIGINT within a fifth of a second, in a step that would take ten: the second does not wait for its end."""
         wrong, longest = [], 0.0
         for i in range(count):
-            place = self.folder / f"twice{i}"
-            pid = fork(self.next(place), self.folder / "log")
-            time.sleep(self.random.uniform(0.3, 0.9) * self.seconds)
+            place, mark = self.folder / f"twice{i}", self.folder / f"mark{i}"
+            step = self.random.randrange(1, STEPS)
+            pid = fork(self.into(place), self.folder / "log", lambda: slow_at(step, mark))  # noqa: B023 - forked now
+            until = time.monotonic() + 60
+            while not mark.exists() and time.monotonic() < until:
+                time.sleep(0.005)
             began = time.monotonic()
             os.kill(pid, signal.SIGINT)
-            time.sleep(self.random.uniform(0, 0.2))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGINT)
+            time.sleep(self.random.uniform(0.02, 0.2))
+            os.kill(pid, signal.SIGINT)
             code = wait(pid)
             longest = max(longest, time.monotonic() - began)
-            if code not in (0, 130, -signal.SIGINT):
+            if code != 130:
                 wrong.append(f"{i}: exit code {code}: {(self.folder / 'log').read_text()[-300:]}")
+            if checkpoint.load(small.only_run(place))["step"] != step:
+                wrong.append(f"{i}: the last checkpoint is not that of the step before")
             if problem := self.finish(place):
                 wrong.append(f"{i}: {problem}")
         return {"runs": count, "longest": longest, "wrong": wrong}
@@ -275,6 +275,42 @@ def signal_in(module: Any, name: str, call: int, number: signal.Signals) -> None
         return real(*args, **more)
 
     setattr(module, name, wrapper)
+
+
+def at_step(step: int, do: Any) -> None:
+    """Have this process do something in the midst of a step."""
+    for method in METHODS.values():
+        real, taken = method.after_step, [0]
+
+        def after_step(self: Any, progress: torch.Tensor, real: Any = real, taken: list[int] = taken) -> None:
+            real(self, progress)
+            taken[0] += 1
+            if taken[0] == step + 1:
+                do()
+
+        method.after_step = after_step  # type: ignore[method-assign]
+
+
+def signal_at(step: int, number: signal.Signals, mark: Path) -> None:
+    """A signal in the midst of a step, and when it came."""
+
+    def do() -> None:
+        mark.write_text(str(time.time()))
+        os.kill(os.getpid(), number)
+
+    at_step(step, do)
+
+
+def slow_at(step: int, mark: Path) -> None:
+    """A step that takes ten seconds, whatever wakes it."""
+
+    def do() -> None:
+        mark.write_text("")
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            time.sleep(0.01)
+
+    at_step(step, do)
 
 
 def kill_in_a_save(point: str) -> None:

@@ -35,6 +35,7 @@ GROUND: dict[str, set[str]] = {
     "config": {"rules"},
     "rules": set(),
     "progress": set(),
+    "profiling": set(),
     "tables": set(),
     "formats": set(),
     "seeds": {"config", "rules"},

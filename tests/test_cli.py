@@ -175,8 +175,10 @@ def test_c4_a_run_whose_folder_goes_away_says_so_and_fails(
             shutil.rmtree(small.only_run(tmp_path / "runs"))
 
     monkeypatch.setattr(METHODS["simclr"], "after_step", after_step)
-    said = refused(capsys, "pretrain", *small.words(data, tmp_path / "runs"))
+    assert main(["pretrain", *small.words(data, tmp_path / "runs")]) == 1
+    said = capsys.readouterr().err
     assert f"the folder is gone: '{tmp_path / 'runs'}" in said
+    assert said.count("\n") == 1
     assert not list((tmp_path / "runs").iterdir())
 
 
@@ -207,15 +209,16 @@ def test_n3_out_of_memory_names_two_things_to_try_and_keeps_the_checkpoint(
         capsys.readouterr()
         assert main(["pretrain", *words]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("twoviews: out of memory with batch_size=64, views of 20 and 20 pixels, precision=fp32: try batch_size=32 or ")
-    assert "view_sizes=[15,15]" in said
+    assert said.startswith("twoviews: out of memory with batch_size=64, views of 20 and 20 pixels, precision=fp32: a new run with ")
+    assert "batch_size=32 or view_sizes=[15,15] needs less" in said
+    assert f"resume={small.only_run(tmp_path / 'runs')} goes on" in said
     assert said.count("\n") == 1
     path = small.only_run(tmp_path / "runs")
     assert checkpoint.load(path)["step"] == 2
     assert main(["pretrain", f"resume={path}"]) == 0
     monkeypatch.setattr(readout, "read_outs", lambda *args, **more: fail_with(error))
     assert main(["evaluate", f"run={path}"]) == 1
-    assert capsys.readouterr().err.startswith("twoviews: out of memory: nothing of the run is lost")
+    assert capsys.readouterr().err.startswith(f"twoviews: out of memory: nothing of {path} is lost")
 
 
 def fail_with(error: Any, *rest: Any) -> None:
@@ -420,7 +423,10 @@ def test_x2_names_in_the_report_are_escaped(tmp_path: Path, finished: Path) -> N
     with runs.RunFolder(path) as folder:
         for name in (runs.SUMMARY, runs.MANIFEST):
             text = json.dumps(runs.read_json(finished, name))
-            folder.write(name, json.loads(text.replace("Fashion-MNIST", "<img src=x onerror=alert(1)>")))
+            content = json.loads(text.replace("Fashion-MNIST", "<img src=x onerror=alert(1)>"))
+            if "classes" in content:
+                content["classes"][:3] = ['"><img src=x>', "<script>alert(2)</script>", "../../x"]
+            folder.write(name, content)
         folder.log(runs.metrics(finished))
         report.write(folder, parts)
     html = (path / "report.html").read_text(encoding="utf-8")
@@ -442,6 +448,26 @@ def test_runs_lists_every_run_and_marks_unfinished_ones(capsys: pytest.CaptureFi
         folder.log([{"step": 6}])
     assert main(["runs", f"runs_dir={tmp_path / 'runs'}"]) == 0
     assert "unfinished, step 7" in capsys.readouterr().out
+
+
+def test_runs_leaves_a_damaged_run_out_and_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path, two_seeds: Path) -> None:
+    shutil.copytree(two_seeds, tmp_path / "runs")
+    first, second = sorted((tmp_path / "runs").iterdir())
+    (first / runs.SUMMARY).write_text("{")
+    assert main(["runs", f"runs_dir={tmp_path / 'runs'}"]) == 0
+    out, err = capsys.readouterr()
+    assert second.name in out
+    assert first.name not in out
+    assert f"left out: {first / runs.SUMMARY}: not JSON" in err
+
+
+def test_c5_weights_of_another_program_do_not_pass_for_a_runs(capsys: pytest.CaptureFixture[str], finished: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    save_file({name: torch.zeros_like(x) for name, x in load_file(path / runs.BACKBONE).items()}, path / runs.BACKBONE)
+    assert "of another run" in refused(capsys, "evaluate", f"run={path}", "probes=knn")
 
 
 def test_runs_compare_gives_mean_and_sample_deviation_over_seeds(capsys: pytest.CaptureFixture[str], two_seeds: Path) -> None:

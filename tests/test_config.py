@@ -17,9 +17,9 @@ import pytest
 import yaml
 from tiny import command, environment, only_run, words
 
-from twoviews import backbones, config, data, methods
+from twoviews import backbones, config, data, methods, runs
 from twoviews.cli import main
-from twoviews.commands import pretrain
+from twoviews.commands import pretrain, report
 from twoviews.config import Config
 from twoviews.rules import RULES
 
@@ -372,6 +372,30 @@ def test_debug_gives_a_traceback_however_it_is_written(tmp_path: Path, value: st
     assert main(argv) == 2
     with pytest.raises(ValueError, match="cifar10"):
         main([*argv, f"debug={value}"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["seed@x=1"], ["seed=interval(0,3)"], ["seed=glob(*)"], ["seed=tag(a,1,2)"], ["job"], ["recipe=glob(*)"], ["seed=range(0,1,0)"]],
+    ids=str,
+)
+@pytest.mark.parametrize("sweep", [False, True])
+def test_k2_hydras_own_grammar_is_answered_in_one_line_too(capsys: pytest.CaptureFixture[str], words: list[str], sweep: bool) -> None:
+    assert main(["pretrain", *words, *["--multirun"] * sweep]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("twoviews: ")
+    assert err.count("\n") == 1
+    assert "HydraException" not in err
+
+
+def test_k4_the_words_of_a_saved_configuration_give_the_same_run(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "write", lambda folder, parts: None)
+    stored = yaml.safe_load((finished / "config.yaml").read_text(encoding="utf-8")) | {"runs_dir": str(tmp_path), "max_steps": 2}
+    assert main(["pretrain", *(config.word(key, value) for key, value in stored.items())]) == 0
+    again, first = runs.metrics(only_run(tmp_path)), runs.metrics(finished)
+    assert [row["loss"] for row in again] == [row["loss"] for row in first[:2]]
 
 
 def test_k4_the_saved_configuration_is_the_resolved_one(finished: Path, data: Path) -> None:

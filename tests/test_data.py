@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -257,6 +258,18 @@ def test_d3_a_damaged_idx_file_is_refused_by_name(tmp_path: Path, blob: bytes, s
 
 def test_a_whole_idx_file_is_read() -> None:
     assert WHOLE[4:16] == bytes([0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4])
+
+
+def test_d3_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idx, "LARGEST", 2**20)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(bytes(2**26)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="holds more than 1 MiB"):
+        idx.read_idx(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
 
 
 def test_d3_a_missing_or_swapped_idx_file_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,3 +255,62 @@ def test_images_without_classes_are_trained_on_and_nothing_is_read_out(tmp_path:
     assert (path / runs.REPORT).is_file()
     assert all("z_spread" in row for row in runs.metrics(path))
     assert main(["runs", f"runs_dir={tmp_path / 'runs'}"]) == 0
+
+
+# ---- what would go unseen ----
+
+
+def test_d4_a_dead_link_that_joins_a_tree_is_found_though_the_tree_is_cached(tmp_path: Path) -> None:
+    root = make(tmp_path / "tree", "a", "b")
+    read(root)
+    (root / "a/dead.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"dead\.png: a link to nothing"):
+        read(root)
+
+
+def test_d4_linked_class_folders_are_followed_and_circles_are_not(tmp_path: Path) -> None:
+    make(tmp_path / "elsewhere", "b")
+    root = make(tmp_path / "tree", "a")
+    (root / "b").symlink_to(tmp_path / "elsewhere/b")
+    (root / "a/round").symlink_to(root)
+    arrays = read(root)
+    assert arrays.classes == ("a", "b")
+    assert len(arrays.train_images) == 2 * EACH
+
+
+def test_d4_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make(tmp_path / "tree", "a", "b")
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:  # root may read everything, so the system's answer is put in its mouth
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ValueError, match=r"tree/b: cannot be read \(Permission denied\)"):
+        read(root)
+
+
+def test_d4_a_strip_is_cut_before_it_is_blown_up(tmp_path: Path) -> None:
+    root = make(tmp_path / "tree", "a", "b")
+    Image.fromarray(np.full((20_000, 1, 3), 7, np.uint8)).save(root / "a/000.png")
+    image = read(root, image_size=512).train_images[0]  # 512 x 10,240,000 pixels if the shorter side came first
+    assert image.shape == (3, 512, 512)
+    assert (image == 7).all()
+
+
+def test_two_trees_of_like_files_have_a_cache_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    digests = []
+    for name, value in (("one", 1), ("two", 2)):
+        for i in range(24):
+            path = tmp_path / name / "a" / f"{i:03}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((SIZE, SIZE, 3), value, np.uint8)).save(path)
+            os.utime(path, (1e9, 1e9))  # as an archive leaves them
+        digests.append(read(tmp_path / name).digest())
+    one, two = sorted((tmp_path / "cache/twoviews").iterdir())
+    assert digests[0] != digests[1]
+    one.write_bytes(two.read_bytes())  # a whole cache of another tree is damage
+    assert [read(tmp_path / name).digest() for name in ("one", "two")] == digests

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,21 @@ def test_it_is_compiled_once_a_machine(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(native, "FLAGS", [*native.FLAGS, "-DOTHER"])
     build_library()
     assert len(list((tmp_path / "twoviews").iterdir())) == 2, "other flags, another library"
+
+
+def test_x1_a_library_that_another_user_could_have_written_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert native.library.__wrapped__() is not None
+    (tmp_path / "twoviews").chmod(0o777)
+    assert native.library.__wrapped__() is None
+    assert "could have been written by another user" in capsys.readouterr().out
+    (tmp_path / "twoviews").chmod(0o755)
+    real = Path.stat
+    foreign = lambda self, **more: os.stat_result([*real(self, **more)[:4], 54321, *real(self, **more)[5:10]])  # noqa: E731
+    monkeypatch.setattr(Path, "stat", foreign)
+    assert native.library.__wrapped__() is None
 
 
 @pytest.mark.parametrize("broken", ["no compiler", "a compiler that fails", "a cache that cannot be written"])

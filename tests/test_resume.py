@@ -240,13 +240,19 @@ def wait_for(tmp: Path, process: Any, runs_dir: Path, rows: int) -> Path:
     raise AssertionError("no step within a minute")
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.slow)])  # a process takes seconds to start
-def test_c1_a_run_killed_again_and_again_is_the_run_that_was_not(tmp_path: Path, data: Path, times: int) -> None:
+@pytest.mark.parametrize(("count", "times"), [(1, 4), pytest.param(20, 3, marks=[pytest.mark.slow, pytest.mark.timeout(2400)])])
+def test_c1_a_run_killed_again_and_again_is_the_run_that_was_not(tmp_path: Path, data: Path, count: int, times: int) -> None:
     straight_words = small.words(data, tmp_path / "straight", *LONG)
     assert small.command(tmp_path, "pretrain", *straight_words).returncode == 0
     expected = result(small.only_run(tmp_path / "straight"))
     random_ = random.Random(7)
-    runs_dir, path, kills, rows = tmp_path / "killed", None, 0, 0
+    for i in range(count):
+        killed_and_resumed(tmp_path, data, tmp_path / f"killed{i}", times, random_, expected)
+
+
+def killed_and_resumed(tmp_path: Path, data: Path, runs_dir: Path, times: int, random_: random.Random, expected: dict[str, Any]) -> None:
+    """One run through the real command, killed so many times, and what it comes to."""
+    path, kills, rows = None, 0, 0
     while kills < times:
         words = small.words(data, runs_dir, *LONG) if path is None else [f"resume={path}", f"runs_dir={runs_dir}"]
         process = small.start(tmp_path, "pretrain", *words)
@@ -291,6 +297,40 @@ def test_s1_a_signal_leaves_a_checkpoint_at_its_step_and_says_how_to_go_on(tmp_p
     assert (tmp_path / "stderr").read_text() == ""
     assert not (path / runs.SUMMARY).exists()
     assert not list(path.glob("*.tmp"))
+
+
+def test_s1_a_signal_in_a_probe_between_two_saves_ends_the_next_step(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "write", lambda folder, parts: None)
+    real = train.monitor
+
+    def signalled(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    words = small.words(data, tmp_path / "runs", "epochs=4", "checkpoint_every=4", "probe_every=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "monitor", signalled)
+        assert main(["pretrain", *words]) == 143
+    path = small.only_run(tmp_path / "runs")
+    assert "stopped at step 6 of 20, checkpoint kept" in capsys.readouterr().out
+    assert checkpoint.load(path)["step"] == len(runs.metrics(path)) == 6
+
+
+def test_s1_a_run_under_nohup_outlives_its_terminal(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(report, "write", lambda folder, parts: None)
+    monkeypatch.setattr(METHODS["simclr"], "after_step", lambda self, progress: calls.append(os.kill(os.getpid(), signal.SIGHUP)))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["pretrain", *small.words(data, tmp_path / "nohup")]) == 0
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert main(["pretrain", *small.words(data, tmp_path / "plain")]) == 129
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(calls) == 6
+    assert checkpoint.load(small.only_run(tmp_path / "plain"))["step"] == 1
 
 
 def test_s1_a_signal_between_two_saves_still_keeps_its_step(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

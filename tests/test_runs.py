@@ -83,6 +83,54 @@ def test_a_folder_without_config_is_no_run_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_c1_a_folder_has_its_configuration_or_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*args: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(Killed):
+            runs.create(tmp_path, "a", "seed: 0\n", "17")
+    assert runs.folders(tmp_path) == []
+    path = runs.create(tmp_path, "a", "seed: 0\n", "17")
+    assert runs.config(path) == {"seed": 0}
+    assert [p.name for p in tmp_path.iterdir()] == ["a-17"]
+    with pytest.raises(ValueError, match=r"run_id=17: .*a-17 is there"):
+        runs.create(tmp_path, "a", "seed: 0\n", "17")
+
+
+def test_c5_a_run_on_other_data_is_another_run(tmp_path: Path) -> None:
+    one, same, other, none = (runs.create(tmp_path, "a", "seed: 0\n", None, digest) for digest in ("1f", "1f", "2f", ""))
+    assert runs.identity(one) == runs.identity(same)
+    assert len({runs.identity(path) for path in (one, other, none)}) == 3
+    assert runs.config(one) == {"seed": 0}
+
+
+def test_s5_a_file_system_without_locks_is_said_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = new_run(tmp_path)
+
+    def none(*args: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(runs.fcntl, "flock", none)
+    with runs.RunFolder(path) as folder:
+        folder.write("x.json", {"a": 1})
+    assert "its file system has no locks (Function not implemented)" in capsys.readouterr().out
+
+
+def test_c2_where_a_file_has_one_name_only_the_previous_checkpoint_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*args: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", none)
+    checkpoint.save(tmp_path, {"step": 1})
+    checkpoint.save(tmp_path, {"step": 2})
+    assert [checkpoint.read(tmp_path / name)["step"] for name in (checkpoint.LAST, checkpoint.PREVIOUS)] == [2, 1]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 def test_c4_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ValueError, match=r"runs_dir=.*file: cannot be written"):

@@ -20,7 +20,7 @@ from twoviews.data.arrays import Arrays
 from twoviews.data.idx import FILES
 
 TRAIN, TEST, BATCH = 320, 100, 64  # 5 steps an epoch
-TIMES = ("seconds", "views_per_s")  # what two equal runs may differ in
+TIMES = ("seconds", "views_per_s", "tflops")  # what two equal runs may differ in
 
 # The first folder of a subprocess's path: Python imports it at start, and no socket of that process can connect.
 GUARD = """

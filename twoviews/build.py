@@ -243,7 +243,7 @@ def check_weights(path: Path, run: str) -> dict[str, str]:
         ValueError: if it is missing, damaged, or of another run.
     """
     about = _read_tensors(path)[1]
-    if run and about.get("run", run) != run:
+    if run and about.get("run") != run:
         raise ValueError(f"{path}: of another run")
     return about
 

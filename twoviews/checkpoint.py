@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -46,7 +47,7 @@ def named(error: OSError, path: Path, size: int) -> OSError:
         size: bytes that were to be written.
     """
     if not path.parent.is_dir():
-        return OSError(error.errno, "the folder is gone", str(path.parent))
+        return OSError(errno.ESTALE, "the folder is gone", str(path.parent))
     stat = os.statvfs(path.parent)
     free = f"{size / 2**20:.1f} MB needed, {stat.f_bavail * stat.f_frsize / 2**20:.0f} MB free"
     return OSError(error.errno, f"{error.strerror}: {free}", str(path))
@@ -105,7 +106,10 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     if last.exists():  # a second name for the same file first, so that at no instant `last` is missing
         spare = folder / f"{PREVIOUS}.{os.getpid()}.tmp"
         spare.unlink(missing_ok=True)
-        os.link(last, spare)
+        try:
+            os.link(last, spare)
+        except OSError:  # a file system without second names
+            write_atomic(spare, last.read_bytes())
         os.replace(spare, folder / PREVIOUS)
     write_atomic(last, MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
 
@@ -126,6 +130,8 @@ def read(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch wonders aloud at what it is given; the line below says it
             return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except MemoryError:
+        raise
     except Exception:  # whatever its reader makes of it; its checksum holds, so this is no damage: somebody made it
         raise ValueError(f"{path}: holds more than tensors and plain values: refused, nothing of it was run") from None
 

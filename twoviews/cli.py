@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0 done, 1 a failure while running, 2 a command line that cannot be run, 3 a loss or weights that are not finite,
-        130, 143 or 138 stopped by SIGINT, SIGTERM or SIGUSR1.
+        130, 143, 129 or 138 stopped by SIGINT, SIGTERM, SIGHUP or SIGUSR1.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -97,10 +97,10 @@ def _dispatch(read: Callable[[], tuple[str, list[str], list[str] | None]], argv:
         cfg = config.load(verb, words, typed)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
-    except ValueError as error:
+    except Exception as error:  # Hydra has errors of its own for words that it cannot read
         if debug:
             raise
-        return _fail(str(error), 2)
+        return _fail(" ".join(str(error).split()), 2)
     return _run(verb, cfg)
 
 
@@ -117,20 +117,9 @@ def _run(verb: str, cfg: config.Config) -> int:
             return _fail(message, 2)
         if isinstance(error, FloatingPointError):
             return _fail(message, DIVERGED)
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in message:
-            return _fail(_no_room(cfg, message), 1)
+        if isinstance(error, MemoryError):
+            return _fail(message if "out of memory" in message else "out of memory, before anything was trained", 1)
         return _fail(f"{type(error).__name__}: {message} (debug=true shows where)", 1)
-
-
-def _no_room(cfg: config.Config, message: str) -> str:
-    """Out of memory: with what, and two things to try."""
-    if "recipe" not in cfg:
-        return f"out of memory: nothing of the run is lost; read out less at once, or on a machine with more ({message[:120]})"
-    sizes, batch = cfg.view_sizes, cfg.batch_size
-    smaller = f"view_sizes=[{','.join(str(max(8, size * 3 // 4)) for size in sizes)}]" if sizes else "view_sizes=[24,24]"
-    views = f"views of {' and '.join(map(str, sizes))} pixels" if sizes else "views as large as the images"
-    used = f"batch_size={batch}, {views}, precision={cfg.precision}"
-    return f"out of memory with {used}: try batch_size={max(2, batch // 2)} or {smaller}; the last checkpoint is kept ({message[:120]})"
 
 
 def _fail(message: str, code: int) -> int:

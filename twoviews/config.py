@@ -93,6 +93,9 @@ def check(verb: str, argv: Sequence[str], *, sweep: bool, typed: Sequence[str] |
             overrides.append(parser.parse_override(word))
         except HydraException:
             raise ValueError(f"{raw}: not of the form key=value: put quotes around a value with spaces, commas or brackets") from None
+        kind = overrides[-1].value_type
+        if overrides[-1].package is not None or (kind is not None and kind.name in ("INTERVAL_SWEEP", "GLOB_CHOICE_SWEEP")):
+            raise ValueError(f"{raw}: expected key=value, or values with commas: Hydra's packages, intervals and globs are not used here")
     recipes = [o for o in overrides if o.key_or_group == "recipe"]
     for override, raw in zip(overrides, shown, strict=True):
         if override.key_or_group == "recipe" and verb == "pretrain":
@@ -198,7 +201,7 @@ def with_hydra(verb: str, argv: Sequence[str], task: Callable[[Config], int], ty
     import hydra
     from omegaconf import DictConfig, OmegaConf
 
-    flags = [w for i, w in enumerate(argv) if w in FLAGS or (i and argv[i - 1] in ("--cfg", "-c"))]
+    flags = [w for i, w in enumerate(argv) if (w in FLAGS and w != "job") or (i and argv[i - 1] in ("--cfg", "-c"))]
     if ("--cfg" in flags or "-c" in flags) and "job" not in flags:
         raise ValueError("--cfg: expected --cfg job")
     sweep = "--multirun" in flags or "-m" in flags

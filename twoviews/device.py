@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +114,21 @@ def cpu_name() -> str:
             return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def naming_memory(message: str) -> Iterator[None]:
+    """Where memory ends inside (Python's, a GPU's or torch's on a CPU): a MemoryError with this message, and what was said.
+
+    Raises:
+        MemoryError: see there.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise MemoryError(f"out of memory{message} ({' '.join(str(error).split())[:120]})") from None
+        raise
 
 
 def send(x: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:

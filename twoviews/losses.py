@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,6 +12,11 @@ from torch.nn import functional as F
 
 TILED_FROM = 8192  # rows: above, the logits are made a tile at a time; below, all of them are 256 MB at the most, and faster at once
 TILE = 2**22  # logits in memory at a time, and as many of their gradients
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Nothing is cast inside; on the meta device, where operations are counted (`profiling.py`), nothing ever is."""
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def nt_xent(z: Tensor, temperature: float, views: int = 2) -> Tensor:
@@ -32,7 +39,7 @@ def nt_xent(z: Tensor, temperature: float, views: int = 2) -> Tensor:
     """
     if temperature <= 0 or views < 2 or z.ndim != 2 or z.shape[0] % views:
         raise ValueError(f"nt_xent: expected (V*N, D), temperature > 0 and V >= 2, got {tuple(z.shape)}, {temperature}, {views}")
-    with torch.autocast(z.device.type, enabled=False):
+    with _without_autocast(z.device):
         z = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
         rows, n = z.shape[0], z.shape[0] // views
         if rows > TILED_FROM:
@@ -108,7 +115,7 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) 
             f"info_nce: expected queries and keys (N, D), negatives (K, D), temperature > 0, "
             f"got {tuple(query.shape)}, {tuple(key.shape)}, {tuple(negatives.shape)}, {temperature}"
         )
-    with torch.autocast(query.device.type, enabled=False):
+    with _without_autocast(query.device):
         query = F.normalize(query if query.dtype == torch.float64 else query.float(), dim=1)
         own = (query * key).sum(1, keepdim=True)  # (N, 1)
         others = query @ negatives.T  # (N, K)
@@ -127,5 +134,5 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         0-dim tensor, the mean over rows, in float32 (float64 for float64 input).
     """
-    with torch.autocast(logits.device.type, enabled=False):
+    with _without_autocast(logits.device):
         return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), labels)

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import platform
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -161,6 +162,7 @@ def library(source: str = VIEWS) -> ctypes.CDLL | None:
         if not kept.is_file():
             print(f"compiling {path.name} for this machine, once", flush=True)
             _compile([*command, str(path)], kept)
+        _refuse_strangers(kept)
         found = ctypes.CDLL(str(kept))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: a user without a home
         said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
@@ -171,6 +173,14 @@ def library(source: str = VIEWS) -> ctypes.CDLL | None:
         function = getattr(found, f"{name}_{dtype}")
         function.argtypes, function.restype = arguments, ctypes.c_int
     return found
+
+
+def _refuse_strangers(library: Path) -> None:
+    """What is loaded is run: neither the file nor its folder may be one that another user could have written."""
+    for place in (library, library.parent):
+        about = place.stat()
+        if about.st_uid not in (0, os.geteuid()) or about.st_mode & stat.S_IWOTH:
+            raise RuntimeError(f"{place} could have been written by another user: XDG_CACHE_HOME names another cache")
 
 
 def _compile(command: list[str], path: Path) -> None:

@@ -7,11 +7,12 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what SLURM is asked to send before the time is up
+# SIGHUP: the terminal went away; SIGUSR1: what SLURM is asked to send before the time is up.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class StopFlag:
-    """`with StopFlag() as stop:` the first SIGINT, SIGTERM or SIGUSR1 sets `stop.signal`; a second SIGINT leaves at once.
+    """`with StopFlag() as stop:` the first SIGINT, SIGTERM, SIGHUP or SIGUSR1 sets `stop.signal`; a second SIGINT leaves at once.
 
     Signals arrive between two bytecodes, in the middle of a step or a save, so the handler only sets a flag.
     """
@@ -32,7 +33,8 @@ class StopFlag:
 
     def __enter__(self) -> StopFlag:
         for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._handle)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # under nohup a run outlives its terminal
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

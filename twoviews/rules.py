@@ -180,6 +180,7 @@ RULES: dict[str, Rule] = {
     "run_id": _path,
     "init": _path,
     "run": Rule(str),
+    "profile": Rule(bool),
     "debug": Rule(bool),
     # `twoviews runs`
     "view": Rule(str, choices=("list", "best", "compare", *SEED_TABLES)),

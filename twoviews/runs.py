@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -9,6 +10,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import time
 from pathlib import Path
 from types import TracebackType
@@ -18,33 +20,17 @@ import yaml
 
 from twoviews import checkpoint
 
-CONFIG, MANIFEST, METRICS, SUMMARY, BACKBONE, REPORT, REPLAY = (
-    "config.yaml",
-    "manifest.json",
-    "metrics.jsonl",
-    "summary.json",
-    "backbone.safetensors",
-    "report.html",
-    "replay.json",
-)
-
+CONFIG, MANIFEST, METRICS, SUMMARY = "config.yaml", "manifest.json", "metrics.jsonl", "summary.json"
+BACKBONE, REPORT, REPLAY, TRACE = "backbone.safetensors", "report.html", "replay.json", "trace.json"
 
 # Keys that change no weight: where a run lies, how it was cut short, when it is saved, how it is read out.
 WEIGHTLESS = (
-    *("runs_dir", "data_dir", "debug", "resume", "run_id", "max_steps", "checkpoint_every", "log_interval"),
-    *(
-        "probes",
-        "probe_every",
-        "solver",
-        "protocol",
-        "probe_epochs",
-        "probe_learning_rate",
-        "probe_momentum",
-        "probe_weight_decay",
-        "table",
-    ),
+    *("runs_dir", "data_dir", "debug", "profile", "resume", "run_id", "max_steps", "checkpoint_every", "log_interval"),
+    *("probes", "probe_every", "solver", "protocol", "table"),
+    *("probe_epochs", "probe_learning_rate", "probe_momentum", "probe_weight_decay"),
 )
 SEAL = "# sha256 of what follows: "  # the first line of a configuration, so that a file that was cut short still has it
+DATA = "# data: "  # and its second: what pixels and labels the run is of
 NUMBERS = re.compile(r"\[\s[-+.\deE\s,nul]*\]")  # a list of nothing but numbers: one line of a JSON file, not one line each
 
 
@@ -64,14 +50,20 @@ class RunFolder:
         self._lock = open(self.path / ".lock", "a+", encoding="utf-8")  # until __exit__; with the process the kernel frees it
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._lock.seek(0)
             holder = self._lock.read().strip()
             self._lock.close()
             raise ValueError(f"{self.path}: in use by {holder or 'another process'}: wait for it, or start a run of your own") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {platform.node()}")
-        self._lock.flush()
+        except OSError as error:
+            print(f"{self.path}: its file system has no locks ({error.strerror}): see to it that one process at a time writes there")
+        holder = f"process {os.getpid()} on {platform.node()}"
+        try:
+            self._lock.truncate(0)
+            self._lock.write(holder)
+            self._lock.flush()
+        except OSError as error:
+            raise checkpoint.named(error, self.path / ".lock", len(holder)) from None
         checkpoint.clean(self.path)
         self.identity = identity(self.path)
         return self
@@ -112,27 +104,35 @@ class RunFolder:
         checkpoint.write_atomic(self.path / name, content if isinstance(content, bytes) else content.encode())
 
 
-def create(runs_dir: Path, name: str, config_yaml: str, run_id: str | None = None) -> Path:
-    """A new folder `<runs_dir>/<name>-<time>-<hex>`, or `<name>-<run_id>`, with its config inside.
+def create(runs_dir: Path, name: str, config_yaml: str, run_id: str | None = None, data_digest: str = "") -> Path:
+    """A new folder `<runs_dir>/<name>-<time>-<hex>`, or `<name>-<run_id>`, with its config inside, and in that what data it is of.
 
     Raises:
         ValueError: if the place cannot be written, or the folder of that `run_id` is there.
     """
+    content = f"{DATA}{data_digest}\n{config_yaml}" if data_digest else config_yaml
+    beside = None
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
+        beside = runs_dir / f".new-{secrets.token_hex(8)}"
+        beside.mkdir()
+        checkpoint.write_atomic(beside / CONFIG, (SEAL + hashlib.sha256(content.encode()).hexdigest() + "\n" + content).encode())
         while True:
             own = run_id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
             path = runs_dir / f"{name}-{own}"
             try:
-                path.mkdir()  # atomic: of two processes at one instant one gets the name
-                break
-            except FileExistsError:
+                beside.rename(path)  # atomic: of two processes at one instant one gets the name, and no folder lacks its config
+                return path
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
                 if run_id:
                     raise ValueError(f"run_id={run_id}: {path} is there: another process began it at this instant") from None
-        checkpoint.write_atomic(path / CONFIG, (SEAL + hashlib.sha256(config_yaml.encode()).hexdigest() + "\n" + config_yaml).encode())
     except OSError as error:
         raise ValueError(f"runs_dir={runs_dir}: cannot be written ({error.strerror}): choose another with runs_dir=") from None
-    return path
+    finally:
+        if beside is not None and beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def find(run: str, runs_dir: Path, **like: Any) -> Path:
@@ -169,7 +169,7 @@ def find(run: str, runs_dir: Path, **like: Any) -> Path:
 
 
 def identity(path: Path) -> str:
-    """What tells a run's files from another run's: a checksum of the keys that decide its weights; empty where it has no seals.
+    """What tells a run's files from another run's: a checksum of the data and of the keys that decide its weights; empty without seals.
 
     Raises:
         ValueError: as `config`.
@@ -177,6 +177,9 @@ def identity(path: Path) -> str:
     if not (path / CONFIG).is_file() or not (path / CONFIG).read_bytes().startswith(SEAL.encode()):
         return ""
     decides = {key: value for key, value in config(path).items() if key not in WEIGHTLESS}
+    second = (path / CONFIG).read_text(encoding="utf-8").split("\n", 2)[1]
+    if second.startswith(DATA):
+        decides["data"] = second.removeprefix(DATA)
     return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -189,6 +192,8 @@ def config(path: Path) -> dict[str, Any]:
     try:
         text = (path / CONFIG).read_text(encoding="utf-8")
         first, _, rest = text.partition("\n")
+        if not first.startswith(SEAL) and (path / MANIFEST).is_file() and b'"sha256"' in (path / MANIFEST).read_bytes():
+            raise ValueError(f"{path / CONFIG}: damaged or changed: it has lost its checksum")
         if first.startswith(SEAL) and first.removeprefix(SEAL) != hashlib.sha256(rest.encode()).hexdigest():
             raise ValueError(f"{path / CONFIG}: damaged or changed: its checksum does not hold")
         found = yaml.safe_load(text)
@@ -217,7 +222,7 @@ def epoch_file(path: Path, epoch: int) -> Path:
 
 def folders(runs_dir: Path) -> list[Path]:
     """Every run folder in `runs_dir`, oldest first."""
-    return sorted((p.parent for p in runs_dir.glob(f"*/{CONFIG}")), key=lambda p: (p / CONFIG).stat().st_mtime_ns)
+    return sorted((p.parent for p in runs_dir.glob(f"[!.]*/{CONFIG}")), key=lambda p: (p / CONFIG).stat().st_mtime_ns)
 
 
 def _listing(runs_dir: Path) -> str:

@@ -21,6 +21,7 @@ from twoviews.methods.base import Method
 from twoviews.parallel import StopFlag
 from twoviews.probes.diagnostics import SPREAD_FLOOR, rankme, spread
 from twoviews.probes.knn import knn
+from twoviews.profiling import Trace, peak_flops, step_flops
 from twoviews.progress import Clock, Progress
 
 FLUSH_EVERY = 50  # steps between two reads of the losses: each read waits for the device
@@ -49,10 +50,14 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
     start, clock = _restore(run, parts, last)
     images = cfg.batch_size if cfg.drop_last else len(parts.images) / spe  # a step; the mean where the last batch is short
     views_per_step = images * len(parts.views.view_sizes)
+    shapes = [(cfg.batch_size, parts.images.shape[1], size, size) for size in parts.views.view_sizes]
+    flops_a_view = step_flops(method, shapes, labels=method.uses_labels) / (cfg.batch_size * len(shapes))
+    peak = peak_flops(machine.device)
     compiled: set[int] = set()  # batch sizes seen: the first step of each may compile
     pending: list[dict[str, Any]] = []
     method.train()
-    with StopFlag() as stop, Progress("train", last, "views", start=start, scale=views_per_step) as bar:
+    tracing = Trace(run.path / runs.TRACE if cfg.profile else None)
+    with StopFlag() as stop, tracing as trace, Progress("train", last, "views", start=start, scale=views_per_step) as bar:
         clock.start()
         for step in range(start, last):
             progress = device.send(torch.tensor(step / steps), machine.device)
@@ -85,8 +90,11 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
             clock.step(done, spe, compiling=len(rows) not in compiled)
             compiled.add(len(rows))
             bar.add()
-            ending = stop.signal is not None or done == last
-            probing, keeping, saving = _due(done, probe_every), _due(done, keep_every), _due(done, save_every) or ending
+            trace.step()
+            # important: looked at once a step: a signal that comes below, in a probe or a save, is the next step's, which saves for it
+            stopping = stop.signal is not None
+            probing, keeping = _due(done, probe_every), _due(done, keep_every)
+            saving = _due(done, save_every) or stopping or done == last
             if done - start == PREDICT_AT:
                 _predict(bar, clock, cfg, views_per_step, last - done)
             if len(pending) >= FLUSH_EVERY or probing or keeping or saving:
@@ -95,7 +103,9 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
                 if bad is not None:
                     raise _diverged(run, cfg, pending, bad)
                 clock.pause()
+                achieved = flops_a_view * clock.rate(views_per_step)
                 pending[-1].update(views_per_s=round(clock.rate(views_per_step), 1), seconds=round(clock.total, 3))
+                pending[-1].update({"tflops": round(achieved / 1e12, 4)} | ({"mfu": round(achieved / peak, 4)} if peak else {}))
                 bar.add(0, f"epoch {step / spe:.1f} loss {pending[-1]['loss']:.3f}")
                 if probing:
                     pending[-1].update(monitor(parts, bar, done))
@@ -113,7 +123,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
                     }
                     checkpoint.save(run.path, state)
                 clock.start()
-            if stop.signal is not None:
+            if stopping:
                 bar.line(f"stopped at step {done} of {last}, checkpoint kept: twoviews pretrain resume={run.path}")
                 return stop.exit_code, {}
     rows_logged = runs.metrics(run.path)

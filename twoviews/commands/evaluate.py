@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from twoviews import build, checkpoint, formats, readout, runs, tables
+from twoviews import build, checkpoint, device, formats, readout, runs, tables
 from twoviews.config import Config
 from twoviews.data.dataset import load, with_channels
 from twoviews.probes import protocols
@@ -53,7 +53,8 @@ def run(cfg: Config) -> int:
             data = with_channels(other, parts.images.shape[1])
         seed = cfg.seed if "seed" in cfg.given else stored["seed"]
         at = Config({**run_cfg, "init": stored["init"]})
-        rows = readout.read_outs(at, parts, probes, data=data, of=of, seed=seed, max_steps=cfg.max_steps)
+        with device.naming_memory(f": nothing of {path} is lost: read out less at once, by probes="):
+            rows = readout.read_outs(at, parts, probes, data=data, of=of, seed=seed, max_steps=cfg.max_steps)
         if cfg.transfer:
             rows = [{**row, "on": data.title} for row in rows]
         summary["readouts"] = joined(summary["readouts"], rows)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from twoviews import build, checkpoint, config, formats, manifest, readout, runs, tables, train
+from twoviews import build, checkpoint, config, device, formats, manifest, readout, runs, tables, train
 from twoviews.commands import evaluate, report
 from twoviews.config import Config
 from twoviews.methods import METHODS
 from twoviews.probes import protocols
 
-FREE_ON_RESUME = ("resume", "max_steps", "debug", "runs_dir", "data_dir", "table")  # all else decides the numbers
+FREE_ON_RESUME = ("resume", "max_steps", "debug", "profile", "runs_dir", "data_dir", "table")  # all else decides the numbers
 FROM_MANIFEST = (
     "device",
     "threads",
@@ -59,59 +61,62 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
         print(f"run_id={cfg.run_id}: going on with {begun}")
         given, cfg = cfg.given, Config({**cfg, "resume": str(begun)})
         cfg.given = given
-    if cfg.resume:
-        path = runs.find(cfg.resume, Path(cfg.runs_dir))
-        cfg = _resumed(cfg, path)
-        probes = protocols.parse(cfg.probes, cfg.solver)
-        parts = build.build(cfg)
-        runs.check_data(path, parts.dataset.digest)
-        by, then = build.views_by(parts.machine), runs.read_json(path, runs.MANIFEST).get("views_by")
-        if by != then:
-            raise ValueError(
-                f"resume={path}: {by} makes the views here, {then} did then: a run goes on bit for bit on the machine it began on"
-            )
-    else:
-        probes = protocols.parse(cfg.probes, cfg.solver)
-        parts = build.build(cfg)  # before the folder: what is refused leaves nothing behind
-        path = runs.create(Path(cfg.runs_dir), name, yaml.safe_dump(dict(cfg), sort_keys=False), cfg.run_id)
-    with runs.RunFolder(path) as folder:
-        if not cfg.resume:
+    with contextlib.ExitStack() as stack:
+        if cfg.resume:
+            path = runs.find(cfg.resume, Path(cfg.runs_dir))
+            folder = stack.enter_context(runs.RunFolder(path))  # before the data are read: a second process ends at once
+            cfg = _resumed(cfg, path)
+            probes = protocols.parse(cfg.probes, cfg.solver)
+            parts = build.build(cfg)
+            runs.check_data(path, parts.dataset.digest)
+            _check_machine(path, parts)
+        else:
+            probes = protocols.parse(cfg.probes, cfg.solver)
+            parts = build.build(cfg)  # before the folder: what is refused leaves nothing behind
+            words = yaml.safe_dump(dict(cfg), sort_keys=False)
+            path = runs.create(Path(cfg.runs_dir), name, words, cfg.run_id, parts.dataset.digest)
+            folder = stack.enter_context(runs.RunFolder(path))
             folder.write(runs.MANIFEST, _manifest(cfg, parts))
         _say_what_runs(cfg, parts, path)
-        code, trained = train.fit(cfg, parts, folder)
-        if code:
-            return path, code
-        folder.write(runs.BACKBONE, build.backbone_bytes(cfg, parts, folder.identity))
-        rows = readout.read_outs(cfg, parts, probes, data=parts.dataset, seed=cfg.seed)
-        before = runs.read_json(path, runs.SUMMARY)  # of a finished run that was resumed: nothing was trained, its rows stand
-        if before and before["train"]["steps"] == trained["steps"]:
-            rows = evaluate.joined(before["readouts"], rows)
-        earlier = trained.pop("earlier_seconds")
-        summary = {
-            "recipe": cfg.recipe,
-            "method": cfg.method,
-            "uses_labels": METHODS[cfg.method].uses_labels,
-            "dataset": parts.dataset.title,
-            "backbone": cfg.backbone,
-            "seed": cfg.seed,
-            "train_on": cfg.train_on,
-            "epochs": cfg.epochs,
-            "batch_size": cfg.batch_size,
-            "peak_learning_rate": parts.peak_rate,
-            "train": trained,
-            "readouts": rows,
-            "classes": list(parts.dataset.classes),
-            "diagnostics": readout.diagnose(cfg, parts),
-            "wall_seconds": round(earlier + time.perf_counter() - began, 1),
-        }
-        folder.write(runs.SUMMARY, summary)
-        print(evaluate.table(summary))
-        seconds = trained["seconds"]
-        print(f"\ntraining {seconds:.0f} s at {trained['views_per_s']:,.0f} views/s; everything {summary['wall_seconds']:.0f} s; {path}")
-        report.write(folder, parts)
-        if cfg.table:
-            print(f"\n{formats.markdown(tables.TABLES[cfg.table]([(summary, cfg)]))}")
-    return path, 0
+        with device.naming_memory(_what_needs_less(cfg, path)):
+            return path, _train_and_read_out(cfg, parts, probes, folder, began)
+
+
+def _train_and_read_out(cfg: Config, parts: build.Parts, probes: tuple[str, ...], folder: runs.RunFolder, began: float) -> int:
+    code, trained = train.fit(cfg, parts, folder)
+    if code:
+        return code
+    folder.write(runs.BACKBONE, build.backbone_bytes(cfg, parts, folder.identity))
+    rows = readout.read_outs(cfg, parts, probes, data=parts.dataset, seed=cfg.seed)
+    before = runs.read_json(folder.path, runs.SUMMARY)  # of a finished run that was resumed: nothing was trained, its rows stand
+    if before and before["train"]["steps"] == trained["steps"]:
+        rows = evaluate.joined(before["readouts"], rows)
+    earlier = trained.pop("earlier_seconds")
+    summary = {
+        "recipe": cfg.recipe,
+        "method": cfg.method,
+        "uses_labels": METHODS[cfg.method].uses_labels,
+        "dataset": parts.dataset.title,
+        "backbone": cfg.backbone,
+        "seed": cfg.seed,
+        "train_on": cfg.train_on,
+        "epochs": cfg.epochs,
+        "batch_size": cfg.batch_size,
+        "peak_learning_rate": parts.peak_rate,
+        "train": trained,
+        "readouts": rows,
+        "classes": list(parts.dataset.classes),
+        "diagnostics": readout.diagnose(cfg, parts),
+        "wall_seconds": round(earlier + time.perf_counter() - began, 1),
+    }
+    folder.write(runs.SUMMARY, summary)
+    print(evaluate.table(summary))
+    seconds = trained["seconds"]
+    print(f"\ntraining {seconds:.0f} s at {trained['views_per_s']:,.0f} views/s; everything {summary['wall_seconds']:.0f} s; {folder.path}")
+    report.write(folder, parts)
+    if cfg.table:
+        print(f"\n{formats.markdown(tables.TABLES[cfg.table]([(summary, cfg)]))}")
+    return 0
 
 
 def _begun(cfg: Config, name: str) -> Path | None:
@@ -121,7 +126,8 @@ def _begun(cfg: Config, name: str) -> Path | None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", cfg.run_id):
         raise ValueError(f"run_id={cfg.run_id}: expected at most 64 letters, digits, '.', '_' and '-', such as a job's number")
     path = Path(cfg.runs_dir) / f"{name}-{cfg.run_id}"
-    if (path / runs.MANIFEST).is_file() or (path / checkpoint.LAST).exists():  # important: what holds a checkpoint is never swept away
+    kept = (runs.MANIFEST, checkpoint.LAST, checkpoint.PREVIOUS)  # important: what holds a checkpoint is never swept away
+    if any((path / file).exists() for file in kept):
         return path
     if (path / runs.CONFIG).is_file():
         with runs.RunFolder(path):  # not while another process is about to write the manifest
@@ -131,7 +137,11 @@ def _begun(cfg: Config, name: str) -> Path | None:
 
 def _resumed(cfg: Config, path: Path) -> Config:
     """The run's own configuration; what the command line says must not contradict it."""
-    stored, used = runs.config(path), runs.read_json(path, runs.MANIFEST)
+    stored = runs.config(path)
+    try:
+        used = runs.read_json(path, runs.MANIFEST)
+    except ValueError as error:
+        raise ValueError(f"{error}; a resumed run goes by it: put the file back, or start anew from the weights with init={path}") from None
     if not used:
         raise ValueError(f"resume={path}: no {runs.MANIFEST}: the run stopped before its first step; start it again")
     stored |= {key: used[key] for key in FROM_MANIFEST}
@@ -148,6 +158,31 @@ def _resumed(cfg: Config, path: Path) -> Config:
     if "max_steps" not in cfg.given:
         free["max_steps"] = None  # a run cut short by max_steps goes on to its end
     return Config({**cfg, **stored, **free})  # a run of before a key was there has its default
+
+
+def _check_machine(path: Path, parts: build.Parts) -> None:
+    """Refuse to go on with views of another maker; another torch is only said: its kernels may round otherwise."""
+    then = runs.read_json(path, runs.MANIFEST)
+    by = build.views_by(parts.machine)
+    if by != then.get("views_by"):
+        raise ValueError(
+            f"resume={path}: {by} makes the views here, {then.get('views_by')} did then: "
+            "a run goes on bit for bit on the machine it began on"
+        )
+    before = then.get("versions", {}).get("torch", torch.__version__)
+    if before != torch.__version__:
+        print(f"torch {torch.__version__} goes on with a run of torch {before}: not bit for bit what that would have given")
+
+
+def _what_needs_less(cfg: Config, path: Path) -> str:
+    """Said where memory ends: with what, and what to try."""
+    sizes = cfg.view_sizes
+    views = f"views of {' and '.join(map(str, sizes))} pixels" if sizes else "views as large as the images"
+    smaller = ",".join(str(max(8, size * 3 // 4)) for size in sizes or (32, 32))
+    return (
+        f" with batch_size={cfg.batch_size}, {views}, precision={cfg.precision}: a new run with batch_size={max(2, cfg.batch_size // 2)} "
+        f"or view_sizes=[{smaller}] needs less; what was saved is kept, and where there is more memory resume={path} goes on"
+    )
 
 
 def _manifest(cfg: Config, parts: build.Parts) -> dict[str, Any]:

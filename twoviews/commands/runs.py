@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,15 @@ from twoviews.tables import Row, headline, linear, percent, spread
 def run(cfg: Config) -> int:
     """The verb."""
     folder = Path(cfg.runs_dir)
-    found = [(path, runs.read_json(path, runs.SUMMARY)) for path in runs.folders(folder)]
-    finished = [(summary, runs.config(path)) for path, summary in found if summary]
+    found, finished = [], []
+    for path in runs.folders(folder):
+        try:
+            summary, stored = runs.read_json(path, runs.SUMMARY), runs.config(path)
+        except ValueError as error:  # one damaged run hides no other
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        found.append((path, summary))
+        finished += [(summary, stored)] * bool(summary)
     if not found:
         raise ValueError(f"runs_dir={folder}: no run there: twoviews pretrain makes one")
     if cfg.view in tables.TABLES:

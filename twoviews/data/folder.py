@@ -24,8 +24,8 @@ def read(data_dir: str | None, *, image_size: int | None, on_bad: str) -> Arrays
     """Any tree of images: `[train/ and test/] [<class>/...] file`.
 
     Without `test/` (or `val/`) a part of the images is held out by `dataset.load`; without class folders there is one class, and
-    nothing to read out. Pixels become RGB as they are shown: turned as EXIF says, the first frame of several, 16 bits a channel
-    scaled to 8; then the shorter side becomes `image_size` (bilinear, antialiased) and the middle square is kept.
+    nothing to read out. Links to folders are followed. Pixels become RGB as they are shown: turned as EXIF says, the first frame of
+    several, 16 bits a channel scaled to 8; then the middle square is kept and becomes `image_size` wide and high (bilinear, antialiased).
 
     Args:
         data_dir: the tree.
@@ -68,12 +68,17 @@ def read(data_dir: str | None, *, image_size: int | None, on_bad: str) -> Arrays
 def _walk(folder: Path) -> list[tuple[str, Path]]:
     """Class and path of every image file, sorted; the class is the first folder on the way, or one name for all where there are none."""
     suffixes = SUFFIXES | MORE
-    found = [
-        (Path(place) / name).relative_to(folder)
-        for place, folders, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in suffixes and not name.startswith(".")
-    ]
+    found: list[Path] = []
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        inside = Path(place).relative_to(folder)
+        if Path(place).resolve() in [(folder / above).resolve() for above in inside.parents if inside.parts]:  # a link in a circle
+            folders.clear()
+            continue
+        found += [inside / name for name in names if Path(name).suffix.lower() in suffixes and not name.startswith(".")]
     loose = sorted(path for path in found if len(path.parts) == 1)
     if loose and len(loose) < len(found):
         raise ValueError(f"{folder}: {loose[0]} and {len(loose) - 1} more lie beside class folders: put every image into one, or none")
@@ -131,20 +136,21 @@ def _name(path: Path) -> str:
 
 def _images(paths: list[Path], root: Path, title: str, size: int | None) -> tuple[np.ndarray, dict[int, str]]:
     """The good images (n, 3, H, W) uint8 in the order of the paths, and why others are bad; from the cache where nothing has changed."""
-    key = hashlib.sha256(f"{size}\0".encode())
+    key = hashlib.sha256(os.fsencode(root.resolve()) + f"\0{size}\0".encode())
     for path in paths:
         try:
             stat = path.stat()
+            about = f"\0{stat.st_size}\0{stat.st_mtime_ns}\0"
         except OSError:  # a link to nothing: decoding says so
-            continue
-        key.update(os.fsencode(path.relative_to(root)) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+            about = "\0nothing\0"
+        key.update(os.fsencode(path.relative_to(root)) + about.encode())
     cache = _cache_folder() / f"tree-{key.hexdigest()[:32]}.npy"
-    images = _read_cache(cache)
+    images = _read_cache(cache, key.digest())
     if images is not None:
         return images, {}
     images, bad = _decode(paths, title, size)
     if not bad:
-        _write_cache(cache, images)
+        _write_cache(cache, images, key.digest())
     return images, bad
 
 
@@ -184,12 +190,10 @@ def _open(path: Path, size: int | None) -> np.ndarray | str:
             shown = ImageOps.exif_transpose(image)
             if shown.mode.startswith("I"):  # 16 bits a pixel: PIL's own conversion would cut them off at 255
                 shown = Image.fromarray((np.asarray(shown) / 257).clip(0, 255).round().astype(np.uint8))
-            shown = shown.convert("RGB")
-            scale = size / min(shown.size)
-            wide, high = (max(size, round(side * scale)) for side in shown.size)
-            shown = shown.resize((wide, high), Image.Resampling.BILINEAR)
-            left, top = (wide - size) // 2, (high - size) // 2
-            return np.asarray(shown.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
+            side = min(shown.size)
+            left, top = ((length - side) // 2 for length in shown.size)
+            square = shown.crop((left, top, left + side, top + side)).convert("RGB")  # first: a strip blown up could fill the memory
+            return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     except Exception as error:  # a decoder fed with garbage raises whatever it likes, and a file must not end the listing
         return " ".join(str(error).split())[:200] or type(error).__name__
 
@@ -198,27 +202,27 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twoviews"
 
 
-def _read_cache(path: Path) -> np.ndarray | None:
-    """The cached array, or None if there is none whose checksum holds."""
+def _read_cache(path: Path, key: bytes) -> np.ndarray | None:
+    """The cached array, or None if there is none whose checksum, over it and what it was made of, holds."""
     try:
         blob = path.read_bytes()
     except OSError:
         return None
     digest, _, payload = blob.partition(b"\n")
-    if hashlib.sha256(payload).hexdigest().encode() != digest:
+    if hashlib.sha256(key + payload).hexdigest().encode() != digest:
         print(f"cache {path} is damaged: decoding again")
         return None
     return np.load(io.BytesIO(payload), allow_pickle=False)  # type: ignore[no-any-return]
 
 
-def _write_cache(path: Path, images: np.ndarray) -> None:
+def _write_cache(path: Path, images: np.ndarray, key: bytes) -> None:
     buffer = io.BytesIO()
     np.save(buffer, images, allow_pickle=False)
     payload = buffer.getvalue()
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+        beside.write_bytes(hashlib.sha256(key + payload).hexdigest().encode() + b"\n" + payload)
         os.replace(beside, path)
     except OSError as error:  # a cache that cannot be kept costs the next run its decoding, no more
         print(f"cache {path} not written ({error}): the images will be decoded again next time")

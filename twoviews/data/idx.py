@@ -15,6 +15,7 @@ from twoviews.data.arrays import Arrays
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
+LARGEST = 2**28  # bytes of one file, five times what there is: a gzip file of a few kilobytes can hold a terabyte
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
@@ -64,9 +65,12 @@ def read_idx(path: Path) -> np.ndarray:
     raw = path.read_bytes()
     if raw[:2] == b"\x1f\x8b":
         try:
-            raw = gzip.decompress(raw)
+            with gzip.open(path) as file:
+                raw = file.read(LARGEST + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: damaged gzip file ({error}): fetch it again") from None
+    if len(raw) > LARGEST:
+        raise ValueError(f"{path}: holds more than {LARGEST >> 20} MiB: no file of Fashion-MNIST")
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         raise ValueError(f"{path}: not an IDX file of bytes (it begins with {raw[:4]!r})")
     shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", raw[3], 4))

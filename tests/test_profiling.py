@@ -1,0 +1,73 @@
+"""What a step costs: counted right, and a trace that can be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import contract
+import pytest
+import tiny as small
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from twoviews import backbones, profiling, runs
+from twoviews.cli import main
+from twoviews.commands import report
+from twoviews.methods import METHODS
+from twoviews.methods.simclr import SimCLR
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_operations_are_those_of_a_real_step_and_the_method_stays_as_it_is(name: str) -> None:
+    method = contract.tiny(name)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    views, labels, progress = contract.batch(name)
+    found = profiling.step_flops(method, [tuple(x.shape) for x in views], labels=labels is not None)
+    assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
+    assert all(p.grad is None for p in method.parameters())
+    with FlopCounterMode(display=False) as counter:
+        method(views, labels, progress)[0].backward()
+    assert found == counter.get_total_flops() > 1e6
+
+
+def test_an_epoch_of_resnet18_is_a_third_of_a_petaflop() -> None:
+    """Forward is 1.11 GFLOP an image, backward twice that: 0.333 PFLOP for 50,000 images of two views."""
+    backbone, width = backbones.build("resnet18", in_channels=3, image_size=32)
+    projector = {"hidden_dims": [1024], "out_dim": 128, "hidden_bn": False, "output_bn": False}
+    method = SimCLR(backbone=backbone, embed_dim=width, temperature=0.5, one_forward=True, **projector)
+    flops = profiling.step_flops(method, [(4, 3, 32, 32)] * 2, labels=False)
+    assert flops / 8 * 100_000 / 1e15 == pytest.approx(0.333, abs=0.003)
+
+
+def test_only_a_known_gpu_has_a_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert profiling.peak_flops(torch.device("cpu")) is None
+    for name, tera in (
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("Tesla T4", 65),
+        ("NVIDIA L4", 121),
+        ("Other", None),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert profiling.peak_flops(torch.device("cuda")) == (tera and tera * 1e12), name
+
+
+def test_a_profiled_run_leaves_a_trace_and_is_the_run_that_was_not(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "write", lambda folder, parts: None)
+    words = ["batch_size=8", "max_steps=24"]
+    assert main(["pretrain", *small.words(data, tmp_path / "traced", *words, "profile=true")]) == 0
+    path = small.only_run(tmp_path / "traced")
+    said = capsys.readouterr().out
+    assert f"{profiling.TRACED} steps traced: {path / runs.TRACE}" in said
+    assert "aten::convolution_backward" in said
+    names = [event.get("name") for event in json.loads((path / runs.TRACE).read_text())["traceEvents"]]
+    assert sum(name == f"ProfilerStep#{profiling.WAIT + profiling.WARM_UP}" for name in names) >= 1
+    assert main(["pretrain", *small.words(data, tmp_path / "plain", *words)]) == 0
+    plain = small.only_run(tmp_path / "plain")
+    assert (plain / runs.BACKBONE).read_bytes() == (path / runs.BACKBONE).read_bytes()
+    assert not (plain / runs.TRACE).exists()
+    assert runs.metrics(plain)[-1]["tflops"] > 0
+    assert "mfu" not in runs.metrics(plain)[-1], "of a processor nobody says the peak"

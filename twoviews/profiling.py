@@ -1,0 +1,86 @@
+"""What a step costs: its floating-point operations, counted; the peak of the device, where its maker says one; a trace of some steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+# Dense TFLOP/s in bfloat16, or in float16 where a card has no bfloat16 in hardware, from the makers' data sheets.
+PEAKS = {
+    "H200": 989,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "A10G": 70,
+    "A10": 125,
+    "L4": 121,
+    "4090": 165,
+    "3090": 71,
+    "V100": 125,
+    "T4": 65,
+}
+WAIT, WARM_UP, TRACED = 10, 3, 8  # steps: kernels are chosen, the tracer settles, the trace
+
+
+def step_flops(method: nn.Module, views: Sequence[tuple[int, ...]], *, labels: bool) -> int:
+    """Floating-point operations of a step, a multiply-add as two: matrix products and convolutions, forward and backward.
+
+    Args:
+        method: left as it is; a copy without values is run.
+        views: the shape (N, C, H, W) of each view.
+        labels: whether the method uses them.
+    """
+    twin = copy.deepcopy(method).to("meta")
+    inputs = [torch.empty(shape, device="meta", dtype=next(twin.parameters()).dtype) for shape in views]
+    classes = torch.empty(views[0][0], device="meta", dtype=torch.int64) if labels else None
+    with FlopCounterMode(display=False) as counter:
+        loss: Tensor = twin(inputs, classes, torch.empty((), device="meta"))[0]
+        loss.backward()  # type: ignore[no-untyped-call]
+    return int(counter.get_total_flops())
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Of a known GPU, in operations a second; None for others, and for CPUs, whose data sheets give none (`twoviews bench` measures it)."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((tera * 1e12 for part, tera in PEAKS.items() if part in name), None)
+
+
+class Trace:
+    """`with Trace(path) as trace:` writes what each operation of some steps took, if there is a path; `trace.step()` after every step.
+
+    Args:
+        path: of a file that https://ui.perfetto.dev opens; None: nothing is traced.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._profiler = None
+        if path is not None:
+            schedule = torch.profiler.schedule(wait=WAIT, warmup=WARM_UP, active=TRACED, repeat=1)
+            self._profiler = torch.profiler.profile(schedule=schedule, on_trace_ready=self._write)
+
+    def __enter__(self) -> Trace:
+        if self._profiler is not None:
+            self._profiler.__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._profiler is not None:
+            self._profiler.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+
+    def step(self) -> None:
+        """One step was taken."""
+        if self._profiler is not None:
+            self._profiler.step()
+
+    def _write(self, profiler: torch.profiler.profile) -> None:
+        profiler.export_chrome_trace(str(self.path))
+        on = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        print(profiler.key_averages().table(sort_by=on, row_limit=15, max_name_column_width=48))
+        print(f"{TRACED} steps traced: {self.path} (https://ui.perfetto.dev opens it)")
