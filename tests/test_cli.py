@@ -87,8 +87,10 @@ def forget(row: dict[str, Any]) -> None:
 
 
 def weights(path: Path) -> bytes:
-    """The backbone's file: equal runs have equal bytes."""
-    return (path / runs.BACKBONE).read_bytes()
+    """The backbone's tensors, bit for bit; the file also says what data the run was of."""
+    from safetensors.torch import load_file
+
+    return b"".join(x.numpy().tobytes() for _, x in sorted(load_file(path / runs.BACKBONE).items()))
 
 
 def test_x3_the_tests_cannot_reach_the_network(tmp_path: Path) -> None:
@@ -286,7 +288,7 @@ def test_n1_what_is_not_finite_stops_the_run_keeps_the_last_good_weights_and_can
     forward, at = simclr.forward, 7  # of ten steps in two epochs
 
     def wrong(self: Any, views: list[torch.Tensor], labels: Any, progress: torch.Tensor) -> Any:
-        now = round(progress.item() * 10) == at
+        now = progress.device.type != "meta" and round(progress.item() * 10) == at  # there operations are counted, without values
         if now and kind == "input":
             views = [view * float("nan") for view in views]
         loss, extras = forward(self, views, labels, progress)
