@@ -167,11 +167,18 @@ def _escape_path(word: str) -> str:
     return f"{key}={QuotedString(text=value.replace('${', chr(92) + '${'), quote=Quote.single).with_quotes()}"
 
 
+def _defaults() -> dict[str, str]:
+    """Hydra 1.3 asks which version's defaults it should have; from 1.4 on there is one set of them, and asking is deprecated."""
+    import hydra
+
+    return {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
+
+
 def _compose(verb: str, overrides: list[str]) -> Config:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **_defaults()):
         return Config(OmegaConf.to_container(compose(verb, overrides), resolve=True))  # type: ignore[arg-type]
 
 
@@ -209,7 +216,7 @@ def with_hydra(verb: str, argv: Sequence[str], task: Callable[[Config], int], ty
     words, given = check(verb, [argv[i] for i in kept], sweep=sweep, typed=[(typed or argv)[i] for i in kept])
     codes = [0]
 
-    @hydra.main(config_path=str(CONF), config_name=verb, version_base="1.3")
+    @hydra.main(config_path=str(CONF), config_name=verb, **_defaults())
     def job(cfg: DictConfig) -> None:
         codes.append(task(_finish(verb, Config(OmegaConf.to_container(cfg, resolve=True)), given)))  # type: ignore[arg-type]
         if codes[-1]:
