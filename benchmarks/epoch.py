@@ -12,16 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from steps import gflop_a_view, turns_of_ours
+from steps import parts_of_ours, peak_gib, turns_of_ours
 
-from twoviews import device
+from twoviews import device, profiling
 
-# dense TFLOP/s in bfloat16 (float16 where a card has no bfloat16), from the makers' data sheets
-PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "A10": 125, "L4": 121, "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65}
 # method, net and batch: what the READMEs of the seeds say, the first of a 1080 Ti, the second of an A100 with 16 workers
 PUBLISHED = {
     ("simclr", "resnet18", 1024): "about 15 s, A100 (second seed)",
@@ -42,21 +41,20 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="the smallest net, two steps at batch 32: a trial")
     arguments = parser.parse_args()
     machine = device.choose(device=arguments.device, threads=None, precision="auto", compile="auto")
-    peak = None
-    if machine.device.type == "cuda":
-        name = torch.cuda.get_device_name()
-        peak = next((value for part, value in PEAKS.items() if part in name), None)
+    peak = profiling.peak_flops(machine.device, machine.precision)
     print(f"{machine}; torch {torch.__version__}; made images\n")
     print("| method, net, batch | s an epoch | views/s | MFU | peak memory, GiB | published |\n|:--|--:|--:|--:|--:|:--|")
     figures: dict[str, Any] = {"machine": str(machine)}
     cases = {("simclr", "thin32", 32): "a trial"} if arguments.small else PUBLISHED
     for (method, net, batch), published in cases.items():
-        turn = turns_of_ours(net, batch, method, machine.device.type)
-        step = turn(2 if arguments.small else arguments.steps)
+        cfg, parts = parts_of_ours(net, batch, "moco in parts" if method == "moco" else method, machine.device.type)
+        peak_gib(reset=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            step = turns_of_ours(cfg, parts, Path(scratch))(2 if arguments.small else arguments.steps)
         rate = 2 * batch / step
-        flops = gflop_a_view(net) * rate / 1000
-        gib = device.peak_bytes(machine.device) / 2**30
-        share = f"{flops / peak:.0%} of {peak} TFLOP/s" if peak else f"{flops:.2f} TFLOP/s"
+        flops = profiling.step_flops(parts.method, [(batch, 3, 32, 32)] * 2, labels=False) / step / 1e12
+        gib = device.peak_bytes(machine.device) / 2**30 if machine.device.type == "cuda" else peak_gib()
+        share = f"{flops / (peak / 1e12):.0%} of {peak / 1e12:.0f} TFLOP/s" if peak else f"{flops:.2f} TFLOP/s"
         print(f"| {method}, {net}, {batch} x 2 | {100_000 / rate:.1f} | {rate:,.0f} | {share} | {gib:.1f} | {published} |", flush=True)
         figures[f"{method} {net} {batch}"] = {"seconds_an_epoch": 100_000 / rate, "views_per_s": rate, "tflops": flops, "GiB": gib}
         if machine.device.type == "cuda":

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 from twoviews.device import cpu_name
@@ -55,7 +56,8 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="once each: a trial")
     arguments = parser.parse_args()
     repeats = 1 if arguments.small else REPEATS
-    print(f"{cpu_name()}; median of {repeats}, seconds\n\n| what | median | min-max |\n|:--|--:|--:|", flush=True)
+    versions = f"torch {version('torch')}, hydra {version('hydra-core')}"
+    print(f"{cpu_name()}; {versions}; median of {repeats} (cold: one), seconds\n\n| what | median | min-max |\n|:--|--:|--:|", flush=True)
     figures: dict[str, list[float]] = {}
 
     def say(name: str, found: list[float]) -> None:

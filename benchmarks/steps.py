@@ -5,13 +5,16 @@
 All train the same net with the second seed's head, loss, views and SGD on made images of CIFAR-10's shape that lie in memory:
 
 - ours: `train.fit` with recipe=simclr_cifar10, as `twoviews pretrain` runs it;
-- the best plain loop that we could write by hand: bfloat16 autocast where the processor multiplies it, channels_last, one forward for both
-  views, uint8 tensors in memory, kornia's views of a whole batch (compiled if that works here), SGD with foreach;
+- the best plain loop that we could write by hand: bfloat16 autocast where the processor multiplies it, channels_last, one forward for
+  both views, uint8 tensors in memory, SGD with foreach, and kornia's views of a whole batch: eager, compiled, or compiled with one order
+  of the jitter for all (its documentation's advice, though another augmentation), whichever is the fastest here;
 - the second seed's way: float32, contiguous, two forwards, torchvision on PIL images in a DataLoader with a worker a core;
-- lightly's parts (SimCLRTransform, SimCLRProjectionHead, NTXentLoss) in the loop of its documentation; MoCo v2 against its MoCo parts.
+- lightly's parts (SimCLRTransform, SimCLRProjectionHead, NTXentLoss) in the loop of its documentation. MoCo v2 (queue 4,096, each view
+  once) against its MoCo parts, with one BatchNorm for the batch as there and, as our recipe has it, in eight parts.
 
-Each way has a process of its own, and they take turns, so that a drift of the machine hits all alike; a turn's first step is not counted.
-The peak is that of 3x3 convolutions, forward and backward, in the precision of ours, at the best of ResNet-18's four shapes.
+Each way has a process of its own, and they take turns, so that a drift of the machine hits all alike; a turn's first step is not
+counted. All keep the memory that they free (`device.keep_freed_memory`), and the peak memory is that of the main process. The
+convolution peak is that of 3x3 ones, forward and backward, in the precision of ours, at the best of ResNet-18's four shapes.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -49,7 +53,7 @@ from twoviews.data.arrays import Arrays
 from twoviews.heads import mlp
 from twoviews.losses import nt_xent
 
-IMAGES, WORKERS, RATE = 4096, os.cpu_count(), 0.03
+IMAGES, EPOCH, WORKERS, RATE = 4096, 50_000, len(os.sched_getaffinity(0)), 0.03
 # net: (batch, turns, counted steps of a turn), and whether MoCo v2 is measured with it too
 NETS = {
     "resnet18": (128, 3, 3),
@@ -71,17 +75,17 @@ def made_images() -> Tensor:
 
 
 class Pictures(Dataset):
-    """PIL images under a transform that gives both views."""
+    """PIL images under a transform that gives both views, taken again and again until an epoch is as long as CIFAR-10's."""
 
     def __init__(self, images: Tensor, transform: Callable[[Any], Any]) -> None:
         self.pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
         self.transform = transform
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return EPOCH
 
     def __getitem__(self, i: int) -> Any:
-        return self.transform(self.pictures[i])
+        return self.transform(self.pictures[i % len(self.pictures)])
 
 
 def forever(loader: DataLoader) -> Iterator[Any]:
@@ -97,51 +101,72 @@ def net_and_head(net: str, width: int = 1024) -> tuple[nn.Module, nn.Module]:
 
 def sgd(*modules: nn.Module) -> torch.optim.Optimizer:
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    return torch.optim.SGD(parameters, RATE, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=True)
+    return torch.optim.SGD(parameters, RATE, momentum=0.9, weight_decay=5e-4, foreach=True)
 
 
-def turns_of_ours(net: str, batch: int, method: str, where: str = "cpu") -> Callable[[int], float]:
-    """Turns of the real loop: seconds a step, by its own clock, which leaves the first one out."""
+MOCO_V2 = ["recipe=moco", "queue_size=4096", "temperature=0.1", "ema_decay=0.99", "crop_scale=[0.2,1.0]"]
+RECIPES = {"simclr": ["recipe=simclr_cifar10"], "moco": [*MOCO_V2, "bn_splits=1"], "moco in parts": [*MOCO_V2, "bn_splits=8"]}
+
+
+def parts_of_ours(net: str, batch: int, method: str, where: str = "cpu") -> tuple[config.Config, build.Parts]:
+    """What a run of ours is built of, on made images."""
     images = made_images().numpy()
     labels = np.arange(IMAGES) % 10
     READERS["cifar10"] = lambda _: Arrays("made", images, labels, images[:100], labels[:100], tuple("0123456789"))
-    recipe = {"simclr": "simclr_cifar10", "moco": "moco_cifar_demo"}[method]
-    words = [f"recipe={recipe}", f"backbone={net}", f"batch_size={batch}", f"device={where}", "probe_every=0", "checkpoint_every=1000"]
-    scratch = tempfile.mkdtemp()
-    cfg = config.load("pretrain", [*words, f"runs_dir={scratch}", "dataset=cifar10", "epochs=1000"])
-    parts = build.build(cfg)
+    words = [*RECIPES[method], f"backbone={net}", f"batch_size={batch}", f"device={where}", "probe_every=0", "checkpoint_every=1000"]
+    cfg = config.load("pretrain", [*words, "dataset=cifar10", "epochs=1000"])
+    return cfg, build.build(cfg)
+
+
+def turns_of_ours(cfg: config.Config, parts: build.Parts, scratch: Path) -> Callable[[int], float]:
+    """Turns of the real loop: seconds a step, by its own clock, which leaves the first one out."""
 
     def turn(steps: int) -> float:
         cfg["max_steps"] = steps + 1
         quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
-        with quiet[0], quiet[1], runs.RunFolder(runs.create(Path(scratch), "bench", "{}")) as folder:
+        path = runs.create(scratch, "bench", "{}")
+        with quiet[0], quiet[1], runs.RunFolder(path) as folder:
             _, summary = train.fit(cfg, parts, folder)
-        return 2 * batch / float(summary["views_per_s"])
+        shutil.rmtree(path)
+        return 2 * cfg.batch_size / float(summary["views_per_s"])
 
     return turn
 
 
-def plain_loop(net: str, batch: int) -> Iterator[None]:
-    """The best loop that we could write by hand, a step at a time."""
+def kornia_views(batch: int) -> Callable[[Tensor], Tensor]:
+    """The fastest of its ways on this machine, after each has had the calls that it needs to settle."""
     import kornia.augmentation as K
 
-    images = made_images()
+    def pipeline(**jitter: Any) -> nn.Module:
+        return K.AugmentationSequential(
+            K.RandomResizedCrop((32, 32), scale=SCALE),
+            K.RandomHorizontalFlip(p=0.5),
+            K.ColorJitter(*JITTER, p=0.8, **jitter),
+            K.RandomGrayscale(p=GRAY),
+            data_keys=["input"],
+        )
+
+    ways: dict[str, Callable[[Tensor], Tensor]] = {"eager": pipeline()}
+    if device.compiler():
+        ways |= {"compiled": torch.compile(pipeline()), "compiled, one order": torch.compile(pipeline(order=(0, 1, 2, 3)))}
+    x, seconds = torch.rand(2 * batch, 3, 32, 32), {}
+    for name, way in ways.items():
+        with warnings.catch_warnings(), contextlib.suppress(Exception):  # one that does not compile here is none of its ways
+            warnings.simplefilter("ignore")
+            for _ in range(6):
+                began = time.perf_counter()
+                way(x)
+                seconds[name] = time.perf_counter() - began
+    best = min(seconds, key=lambda name: seconds[name])
+    print(f"kornia, {best}: {seconds}", file=sys.stderr)
+    return ways[best]
+
+
+def plain_loop(net: str, batch: int) -> Iterator[None]:
+    """The best loop that we could write by hand, a step at a time."""
+    images, views = made_images(), kornia_views(batch)
     backbone, head = (module.to(memory_format=torch.channels_last) for module in net_and_head(net))
     optimizer = sgd(backbone, head)
-    pipeline = K.AugmentationSequential(
-        K.RandomResizedCrop((32, 32), scale=SCALE),
-        K.RandomHorizontalFlip(p=0.5),
-        K.ColorJitter(*JITTER, p=0.8),
-        K.RandomGrayscale(p=GRAY),
-        data_keys=["input"],
-    )
-    views = torch.compile(pipeline) if device.compiler() else pipeline
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            views(torch.rand(2 * batch, 3, 32, 32))
-        except Exception:
-            views = pipeline
     bf16 = device.has_bf16("cpu")
     while True:
         rows = torch.randint(IMAGES, (batch,))
@@ -187,7 +212,7 @@ def lightly_simclr(net: str, batch: int) -> Iterator[None]:
     from lightly.models.modules import SimCLRProjectionHead
     from lightly.transforms import SimCLRTransform
 
-    transform = SimCLRTransform(input_size=32, cj_strength=0.5, min_scale=SCALE[0], gaussian_blur=0.0)
+    transform = SimCLRTransform(input_size=32, cj_strength=0.5, min_scale=SCALE[0], gaussian_blur=0.0, normalize=None)
     data = Pictures(made_images(), transform)
     backbone, _ = net_and_head(net)
     head = SimCLRProjectionHead(_width(backbone), 1024, 128, batch_norm=False)
@@ -207,7 +232,7 @@ def lightly_moco(net: str, batch: int) -> Iterator[None]:
     from lightly.models.utils import deactivate_requires_grad, update_momentum
     from lightly.transforms import MoCoV2Transform
 
-    transform = MoCoV2Transform(input_size=32, cj_strength=1.0, gaussian_blur=0.0)
+    transform = MoCoV2Transform(input_size=32, cj_strength=1.0, cj_hue=0.1, gaussian_blur=0.0, normalize=None)
     data = Pictures(made_images(), transform)
     backbone, _ = net_and_head(net)
     head = MoCoProjectionHead(_width(backbone), 512, 128)
@@ -242,27 +267,43 @@ WAYS: dict[str, Callable[[str, int], Iterator[None]]] = {
     "lightly": lightly_simclr,
     "lightly, MoCo": lightly_moco,
 }
-OURS = {"TwoViews": "simclr", "TwoViews, MoCo v2": "moco"}
+OURS = {"TwoViews": "simclr", "TwoViews, MoCo v2": "moco", "TwoViews, MoCo v2 in parts": "moco in parts"}
 
 
 def serve(way: str, net: str, batch: int) -> None:
     """In a child: for every number of steps on stdin the seconds a step of one turn, and the peak memory so far, on stdout."""
     torch.manual_seed(0)
-    ours = turns_of_ours(net, batch, OURS[way]) if way in OURS else None
-    for line in sys.stdin:
-        steps = int(line)
-        if ours is not None:
-            seconds = ours(steps)
-        else:
-            loop = WAYS[way](net, batch)
-            next(loop)  # of this turn: workers start, kernels are chosen
-            began = time.perf_counter()
-            for _ in range(steps):
-                next(loop)
-            seconds = (time.perf_counter() - began) / steps
-            loop.close()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)
-        print(json.dumps({"seconds": seconds, "GiB": peak}), flush=True)
+    device.keep_freed_memory()
+    with tempfile.TemporaryDirectory() as scratch:
+        ours = turns_of_ours(*parts_of_ours(net, batch, OURS[way]), Path(scratch)) if way in OURS else None
+        loop = None if ours else WAYS[way](net, batch)
+        print("ready", flush=True)
+        for line in sys.stdin:
+            steps = int(line)
+            if ours is not None:
+                seconds = ours(steps)
+            else:
+                loop = loop or WAYS[way](net, batch)
+                next(loop)  # of this turn: workers start, kernels are chosen
+                began = time.perf_counter()
+                for _ in range(steps):
+                    next(loop)
+                seconds = (time.perf_counter() - began) / steps
+                if way != "plain loop":
+                    loop.close()  # ends its workers: between turns they would fill their queues
+                    loop = None
+            print(json.dumps({"seconds": seconds, "GiB": peak_gib()}), flush=True)
+
+
+def peak_gib(*, reset: bool = False) -> float:
+    """Most memory of this process so far, or from now on; where there is no `/proc`, since it began."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 2**20
 
 
 def measure(ways: list[str], net: str, batch: int, turns: int, steps: int) -> dict[str, dict[str, Any]]:
@@ -275,23 +316,33 @@ def measure(ways: list[str], net: str, batch: int, turns: int, steps: int) -> di
             words = [sys.executable, __file__, "--one", way, net, str(batch)]
             children[way] = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said[way], text=True)
             stack.callback(children[way].kill)
+            _answer(children[way], None)  # ready: one after another, so that no turn runs beside another's imports
         for _ in range(turns):
             for way, child in children.items():
-                if child.stdin is None or child.stdout is None:
-                    raise RuntimeError("a child without pipes")
-                child.stdin.write(f"{steps}\n")
-                child.stdin.flush()
-                answer = child.stdout.readline()
-                if not answer:
+                answer = _answer(child, steps) if "failed" not in found[way] else ""
+                if answer:
+                    found[way]["seconds"].append(json.loads(answer)["seconds"])
+                    found[way]["GiB"] = json.loads(answer)["GiB"]
+                else:
                     said[way].seek(0)
-                    raise RuntimeError(f"{way} on {net} ended: {said[way].read()[-1000:]}")
-                found[way]["seconds"].append(json.loads(answer)["seconds"])
-                found[way]["GiB"] = json.loads(answer)["GiB"]
+                    found[way].setdefault("failed", " ".join(said[way].read().split())[-300:])
     return found
+
+
+def _answer(child: subprocess.Popen[str], steps: int | None) -> str:
+    """One line of a child, asked for some steps; empty where it has ended."""
+    if child.stdin is None or child.stdout is None:
+        raise RuntimeError("a child without pipes")
+    with contextlib.suppress(BrokenPipeError):
+        if steps is not None:
+            child.stdin.write(f"{steps}\n")
+            child.stdin.flush()
+    return child.stdout.readline()
 
 
 def convolution_peak(precision: str) -> float:
     """GFLOP/s of 3x3 convolutions, forward and backward, channels_last: the best of ResNet-18's shapes."""
+    device.keep_freed_memory()
     best = 0.0
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     for channels, side in ((64, 32), (128, 16), (256, 8), (512, 4)):
@@ -353,7 +404,8 @@ def main() -> int:
         return 0
     precision = "bf16" if device.has_bf16("cpu") else "fp32"
     peak = convolution_peak(precision)
-    versions = f"torch {torch.__version__}, kornia {version('kornia')}, lightly {version('lightly')}"
+    versions = f"torch {torch.__version__}, torchvision {version('torchvision')}, Pillow {version('pillow')}, "
+    versions += f"kornia {version('kornia')}, lightly {version('lightly')}"
     print(f"{device.cpu_name()}, {torch.get_num_threads()} threads; {versions}; ours in {precision}, views in ", end="")
     print(f"{'C++' if native.library() is not None else 'torch'}; convolution peak {peak:.0f} GFLOP/s in {precision}\n")
     figures: dict[str, Any] = {"cpu": device.cpu_name(), "versions": versions, "peak_gflops": peak}
@@ -361,10 +413,14 @@ def main() -> int:
     for net in arguments.nets.split(","):
         batch, turns, steps = (32, 1, 2) if arguments.small else NETS[net]
         ways = ["TwoViews", "plain loop", "second seed's way", "lightly"]
-        ways += ["TwoViews, MoCo v2", "lightly, MoCo"] * (net in MOCO)
+        ways += ["TwoViews, MoCo v2", "TwoViews, MoCo v2 in parts", "lightly, MoCo"] * (net in MOCO)
         found = measure(ways, net, batch, turns, steps)
+        peak = max(peak, convolution_peak(precision))  # the machine drifts
         flops = gflop_a_view(net)
         for way, one in found.items():
+            if not one["seconds"]:
+                print(f"| {net}, {batch} x 2 | {way} | failed: {one['failed'][-80:]} | | | | |", flush=True)
+                continue
             rates = sorted(2 * batch / seconds for seconds in one["seconds"])
             mine = found["TwoViews, MoCo v2" if "MoCo" in way else "TwoViews"]
             ratio = statistics.median(one["seconds"]) / statistics.median(mine["seconds"])

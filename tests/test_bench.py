@@ -52,6 +52,14 @@ def test_one_that_fails_does_not_stop_the_others_and_is_named(scripts: Path, cap
     assert f"bench: {bench.ALL[1]} failed" in err
 
 
+def test_on_a_gpu_it_is_the_epoch_that_is_measured_there(scripts: Path) -> None:
+    (bench.SCRIPTS / "epoch.py").write_text(SCRIPT.replace("{code}", "0"))
+    assert main(["bench", "device=cuda", f"runs_dir={scripts}"]) == 0
+    (place,) = scripts.iterdir()
+    assert "['--device', 'cuda']" in (place / "tables.md").read_text()
+    assert [path.name for path in place.glob("*.json")] == ["epoch.json"]
+
+
 def test_what_is_missing_is_said(
     scripts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from twoviews import config, momentum, optim
 from twoviews.methods import METHODS
@@ -44,8 +45,8 @@ class Watch(TorchDispatchMode):
         if name == "_fused_sgd_":  # one kernel, of which torch has no fake
             return None
         out = func(*args, **(kwargs or {}))
-        if name in ("_to_copy", "copy_") and isinstance(args[-1], Tensor) and isinstance(out, Tensor):
-            devices = {x.device.type for x in (*args, out) if isinstance(x, Tensor)}
+        if name in ("_to_copy", "copy_", "_foreach_copy_"):
+            devices = {x.device.type for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)}
             if len(devices) > 1:
                 self.seen.append(f"{name} between {' and '.join(sorted(devices))}")
         return out
@@ -118,5 +119,6 @@ def test_a_step_that_waits_would_be_seen() -> None:
             x.sum().item()
         _ = x.cpu()
         _ = x.to("cpu", torch.float64)
+        x.copy_(torch.zeros(4, device="cpu"), non_blocking=True)
     assert watch.seen[0] == "_local_scalar_dense"
-    assert any("between cpu and cuda" in seen for seen in watch.seen)
+    assert [seen.split()[0] for seen in watch.seen[1:]] == ["_to_copy", "_to_copy", "copy_"]

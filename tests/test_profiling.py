@@ -40,17 +40,24 @@ def test_an_epoch_of_resnet18_is_a_third_of_a_petaflop() -> None:
     assert flops / 8 * 100_000 / 1e15 == pytest.approx(0.333, abs=0.003)
 
 
-def test_only_a_known_gpu_has_a_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert profiling.peak_flops(torch.device("cpu")) is None
-    for name, tera in (
-        ("NVIDIA A100-SXM4-80GB", 312),
-        ("NVIDIA GeForce RTX 4090", 165),
-        ("Tesla T4", 65),
-        ("NVIDIA L4", 121),
-        ("Other", None),
-    ):
+CARDS = [
+    ("NVIDIA A100-SXM4-80GB", 312),
+    ("NVIDIA H100 80GB HBM3", 989),
+    ("NVIDIA H100 PCIe", None),
+    ("NVIDIA GeForce RTX 4090", 165),
+    ("NVIDIA A10G", 70),
+    ("NVIDIA L40", 181),
+    ("NVIDIA L4", 121),
+    ("Tesla T4", None),
+]
+
+
+def test_only_a_known_gpu_has_a_peak_and_in_bf16_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert profiling.peak_flops(torch.device("cpu"), "bf16") is None
+    for name, tera in CARDS:
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
-        assert profiling.peak_flops(torch.device("cuda")) == (tera and tera * 1e12), name
+        assert profiling.peak_flops(torch.device("cuda"), "bf16") == (tera and tera * 1e12), name
+        assert profiling.peak_flops(torch.device("cuda"), "fp32") is None
 
 
 def test_a_profiled_run_leaves_a_trace_and_is_the_run_that_was_not(
@@ -61,7 +68,7 @@ def test_a_profiled_run_leaves_a_trace_and_is_the_run_that_was_not(
     assert main(["pretrain", *small.words(data, tmp_path / "traced", *words, "profile=true")]) == 0
     path = small.only_run(tmp_path / "traced")
     said = capsys.readouterr().out
-    assert f"{profiling.TRACED} steps traced: {path / runs.TRACE}" in said
+    assert f"steps traced, {profiling.TRACED} at the most: {path / runs.TRACE}" in said
     assert "aten::convolution_backward" in said
     names = [event.get("name") for event in json.loads((path / runs.TRACE).read_text())["traceEvents"]]
     assert sum(name == f"ProfilerStep#{profiling.WAIT + profiling.WARM_UP}" for name in names) >= 1

@@ -11,20 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense TFLOP/s in bfloat16, or in float16 where a card has no bfloat16 in hardware, from the makers' data sheets.
-PEAKS = {
-    "H200": 989,
-    "H100": 989,
-    "A100": 312,
-    "L40S": 362,
-    "A10G": 70,
-    "A10": 125,
-    "L4": 121,
-    "4090": 165,
-    "3090": 71,
-    "V100": 125,
-    "T4": 65,
-}
+# Dense TFLOP/s in bfloat16 with float32 sums, from the makers' data sheets; by a word of the name that CUDA gives a card.
+PEAKS = {"H200": 989, "H100": 989, "A100": 312, "A100-SXM4-40GB": 312, "A100-SXM4-80GB": 312, "L40S": 362, "L40": 181, "A40": 150}
+PEAKS |= {"A10": 125, "A10G": 70, "L4": 121, "4090": 165, "3090": 71}
 WAIT, WARM_UP, TRACED = 10, 3, 8  # steps: kernels are chosen, the tracer settles, the trace
 
 
@@ -45,10 +34,17 @@ def step_flops(method: nn.Module, views: Sequence[tuple[int, ...]], *, labels: b
     return int(counter.get_total_flops())
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """Of a known GPU, in operations a second; None for others, and for CPUs, whose data sheets give none (`twoviews bench` measures it)."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((tera * 1e12 for part, tera in PEAKS.items() if part in name), None)
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Of a known GPU in bf16, in operations a second; None otherwise: what a CPU reaches `twoviews bench` measures.
+
+    Args:
+        device: of the run.
+        precision: of the run.
+    """
+    if device.type != "cuda" or precision != "bf16":
+        return None
+    words = torch.cuda.get_device_name(device).replace(" PCIe", "-PCIe").replace(" NVL", "-NVL").split()  # other cards of a like name
+    return next((PEAKS[word] * 1e12 for word in words if word in PEAKS), None)
 
 
 class Trace:
@@ -73,6 +69,8 @@ class Trace:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._profiler is not None:
             self._profiler.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+            if self.path is not None and not self.path.exists() and error is None:
+                print(f"profile=true: nothing traced in so few steps: the first {WAIT + WARM_UP} are left out")
 
     def step(self) -> None:
         """One step was taken."""
@@ -83,4 +81,4 @@ class Trace:
         profiler.export_chrome_trace(str(self.path))
         on = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         print(profiler.key_averages().table(sort_by=on, row_limit=15, max_name_column_width=48))
-        print(f"{TRACED} steps traced: {self.path} (https://ui.perfetto.dev opens it)")
+        print(f"steps traced, {TRACED} at the most: {self.path} (https://ui.perfetto.dev opens it)")

@@ -186,7 +186,7 @@ RULES: dict[str, Rule] = {
     "view": Rule(str, choices=("list", "best", "compare", *SEED_TABLES)),
     "format": Rule(str, choices=("markdown", "csv", "latex")),
     # `twoviews bench`
-    "what": Rule(str, choices=("all", "views", "readouts", "ntxent", "startup", "steps", "epoch"), words=True),
+    "what": Rule(str, choices=("all", "views", "readouts", "ntxent", "startup", "job", "steps", "epoch"), words=True),
     "small": Rule(bool),
 }
 

@@ -52,7 +52,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
     views_per_step = images * len(parts.views.view_sizes)
     shapes = [(cfg.batch_size, parts.images.shape[1], size, size) for size in parts.views.view_sizes]
     flops_a_view = step_flops(method, shapes, labels=method.uses_labels) / (cfg.batch_size * len(shapes))
-    peak = peak_flops(machine.device)
+    peak = peak_flops(machine.device, machine.precision)
     compiled: set[int] = set()  # batch sizes seen: the first step of each may compile
     pending: list[dict[str, Any]] = []
     method.train()

@@ -12,7 +12,7 @@ from typing import TextIO
 from twoviews.config import Config
 
 SCRIPTS = Path(__file__).parent.parent.parent / "benchmarks"
-ALL = ("views", "readouts", "ntxent", "startup", "steps")
+ALL = ("views", "readouts", "ntxent", "startup", "job", "steps")
 PEERS = ("kornia", "lightly", "sklearn")
 
 
@@ -23,7 +23,7 @@ def run(cfg: Config) -> int:
     if missing := [name for name in PEERS if find_spec(name) is None]:
         raise ValueError(f"bench: {', '.join(missing)} not installed: pip install 'twoviews[report,bench]', or make bench")
     asked = ("epoch",) if cfg.device == "cuda" else ALL  # beside peers only where those have one path: the processor
-    names = asked if cfg.what == "all" else tuple(name.strip() for name in cfg.what.split(","))
+    names = tuple(dict.fromkeys(n for word in cfg.what.split(",") for n in (asked if word.strip() == "all" else (word.strip(),))))
     place = Path(cfg.runs_dir) / f"bench-{time.strftime('%Y%m%d-%H%M%S')}"
     place.mkdir(parents=True)
     failed = []
@@ -31,6 +31,7 @@ def run(cfg: Config) -> int:
     with open(place / "tables.md", "w", encoding="utf-8") as tables:
         for name in names:
             words = [sys.executable, str(SCRIPTS / f"{name}.py"), "--json", str(place / f"{name}.json"), *["--small"] * cfg.small]
+            words += ["--device", cfg.device] * (name == "epoch")
             _say(f"\n## {name}\n\n", tables)
             with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
                 assert process.stdout is not None
