@@ -28,7 +28,7 @@ bench: .venv/.bench  ## side by side with the peers, in one run
 	$(BIN)/twoviews bench
 
 test-hard: .venv/.dev  ## what takes minutes: many kills, full counts
-	$(PYTEST) -n 2 -m slow
+	$(PYTEST) -n 2 --dist worksteal -m slow
 
 clean:
 	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov

@@ -52,7 +52,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as scratch:
             step = turns_of_ours(cfg, parts, Path(scratch))(2 if arguments.small else arguments.steps)
         rate = 2 * batch / step
-        flops = profiling.step_flops(parts.method, [(batch, 3, 32, 32)] * 2, labels=False) / step / 1e12
+        flops = profiling.step_flops(parts.method, [(batch, 3, 32, 32)] * 2, labels=False) or 0
+        flops = flops / step / 1e12
         gib = device.peak_bytes(machine.device) / 2**30 if machine.device.type == "cuda" else peak_gib()
         share = f"{flops / (peak / 1e12):.0%} of {peak / 1e12:.0f} TFLOP/s" if peak else f"{flops:.2f} TFLOP/s"
         print(f"| {method}, {net}, {batch} x 2 | {100_000 / rate:.1f} | {rate:,.0f} | {share} | {gib:.1f} | {published} |", flush=True)

@@ -31,12 +31,22 @@ def test_operations_are_those_of_a_real_step_and_the_method_stays_as_it_is(name:
     assert found == counter.get_total_flops() > 1e6
 
 
+def test_a_method_that_looks_at_values_is_trained_and_not_counted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "write", lambda folder, parts: None)
+    simclr = METHODS["simclr"]
+    forward = simclr.forward
+    monkeypatch.setattr(simclr, "forward", lambda self, views, labels, progress: (views[0].sum().item(), forward(self, views))[1])
+    assert main(["pretrain", *small.words(data, tmp_path / "runs", "max_steps=2")]) == 0
+    assert "tflops" not in runs.metrics(small.only_run(tmp_path / "runs"))[-1]
+
+
 def test_an_epoch_of_resnet18_is_a_third_of_a_petaflop() -> None:
     """Forward is 1.11 GFLOP an image, backward twice that: 0.333 PFLOP for 50,000 images of two views."""
     backbone, width = backbones.build("resnet18", in_channels=3, image_size=32)
     projector = {"hidden_dims": [1024], "out_dim": 128, "hidden_bn": False, "output_bn": False}
     method = SimCLR(backbone=backbone, embed_dim=width, temperature=0.5, one_forward=True, **projector)
     flops = profiling.step_flops(method, [(4, 3, 32, 32)] * 2, labels=False)
+    assert flops is not None
     assert flops / 8 * 100_000 / 1e15 == pytest.approx(0.333, abs=0.003)
 
 

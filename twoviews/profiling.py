@@ -17,20 +17,26 @@ PEAKS |= {"A10": 125, "A10G": 70, "L4": 121, "4090": 165, "3090": 71}
 WAIT, WARM_UP, TRACED = 10, 3, 8  # steps: kernels are chosen, the tracer settles, the trace
 
 
-def step_flops(method: nn.Module, views: Sequence[tuple[int, ...]], *, labels: bool) -> int:
+def step_flops(method: nn.Module, views: Sequence[tuple[int, ...]], *, labels: bool) -> int | None:
     """Floating-point operations of a step, a multiply-add as two: matrix products and convolutions, forward and backward.
 
     Args:
         method: left as it is; a copy without values is run.
         views: the shape (N, C, H, W) of each view.
         labels: whether the method uses them.
+
+    Returns:
+        The number, or None for a method that cannot be run without values.
     """
     twin = copy.deepcopy(method).to("meta")
     inputs = [torch.empty(shape, device="meta", dtype=next(twin.parameters()).dtype) for shape in views]
     classes = torch.empty(views[0][0], device="meta", dtype=torch.int64) if labels else None
-    with FlopCounterMode(display=False) as counter:
-        loss: Tensor = twin(inputs, classes, torch.empty((), device="meta"))[0]
-        loss.backward()  # type: ignore[no-untyped-call]
+    try:
+        with FlopCounterMode(display=False) as counter:
+            loss: Tensor = twin(inputs, classes, torch.empty((), device="meta"))[0]
+            loss.backward()  # type: ignore[no-untyped-call]
+    except (RuntimeError, NotImplementedError):  # somebody's method looks at values, or has an operation that knows no meta device
+        return None
     return int(counter.get_total_flops())
 
 

@@ -51,7 +51,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
     images = cfg.batch_size if cfg.drop_last else len(parts.images) / spe  # a step; the mean where the last batch is short
     views_per_step = images * len(parts.views.view_sizes)
     shapes = [(cfg.batch_size, parts.images.shape[1], size, size) for size in parts.views.view_sizes]
-    flops_a_view = step_flops(method, shapes, labels=method.uses_labels) / (cfg.batch_size * len(shapes))
+    flops = step_flops(method, shapes, labels=method.uses_labels)
     peak = peak_flops(machine.device, machine.precision)
     compiled: set[int] = set()  # batch sizes seen: the first step of each may compile
     pending: list[dict[str, Any]] = []
@@ -103,9 +103,10 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
                 if bad is not None:
                     raise _diverged(run, cfg, pending, bad)
                 clock.pause()
-                achieved = flops_a_view * clock.rate(views_per_step)
                 pending[-1].update(views_per_s=round(clock.rate(views_per_step), 1), seconds=round(clock.total, 3))
-                pending[-1].update({"tflops": round(achieved / 1e12, 4)} | ({"mfu": round(achieved / peak, 4)} if peak else {}))
+                if flops is not None:
+                    achieved = flops / (cfg.batch_size * len(shapes)) * clock.rate(views_per_step)
+                    pending[-1].update({"tflops": round(achieved / 1e12, 4)} | ({"mfu": round(achieved / peak, 4)} if peak else {}))
                 bar.add(0, f"epoch {step / spe:.1f} loss {pending[-1]['loss']:.3f}")
                 if probing:
                     pending[-1].update(monitor(parts, bar, done))
