@@ -250,8 +250,9 @@ def test_c5_damage_to_a_file_of_a_run_is_seen_and_named_or_harmless(
     whole = use(two[0])
     original = (two[0] / name).read_bytes()
     seen = 0
-    for i in range(times):
-        path = tmp_path / str(i)
+    for _ in range(times):
+        path = tmp_path / "copy"
+        shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(two[0], path)
         broken = (two[1] / name).read_bytes() if kind == "of another run" else KINDS[kind](original, rng)
         if broken == original:  # zeros over zeros are no damage
