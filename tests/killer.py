@@ -410,6 +410,7 @@ def watch(marks: Path) -> None:
 if __name__ == "__main__":
     what, data, folder, count, recipe, seed = sys.argv[1:]
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
     report.write = lambda folder, parts: None  # pictures take longer than all the rest
     Path(folder).mkdir(parents=True)
     print(json.dumps(getattr(Harness(Path(data), Path(folder), recipe, int(seed)), what)(int(count))))

@@ -89,7 +89,7 @@ def test_s3_a_signal_to_the_group_while_images_are_decoded_ends_it_at_once(tmp_p
     for i in range(400):
         Image.fromarray(np.full((8, 8, 3), i % 256, np.uint8)).save(tmp_path / f"tree/{i}.png")
     slow = """
-import sys, time
+import signal, sys, time
 from twoviews import cli
 from twoviews.data import folder
 
@@ -99,6 +99,7 @@ def slowly(path, size, real=folder._open):
     return real(path, size)
 
 folder._open = slowly
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
 sys.exit(cli.main(sys.argv[1:]))
 """
     words = [
