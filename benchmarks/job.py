@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision import transforms
-from views import GRAY, JITTER, SCALE
+from views import second_seed_transform
 
 from twoviews import build, config, device, optim, runs, train
 from twoviews.data import READERS
@@ -73,15 +73,7 @@ class Theirs:
         self.backbone, self.head = net_and_head(NET)
 
     def training(self, epochs: int) -> Iterator[None]:
-        transform = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(32, scale=SCALE),
-                transforms.RandomHorizontalFlip(),
-                transforms.RandomApply([transforms.ColorJitter(*JITTER)], p=0.8),
-                transforms.RandomGrayscale(GRAY),
-                transforms.ToTensor(),
-            ]
-        )
+        transform = second_seed_transform()
         data = Pictures(self.bank[0], lambda picture: (transform(picture), transform(picture)))
         loader = DataLoader(data, BATCH, shuffle=True, num_workers=WORKERS)
         optimizer = sgd(self.backbone, self.head)

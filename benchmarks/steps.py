@@ -44,8 +44,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
-from views import GRAY, JITTER, SCALE
+from views import GRAY, JITTER, SCALE, second_seed_transform
 
 from twoviews import backbones, build, config, device, native, runs, train
 from twoviews.data import READERS
@@ -183,15 +182,7 @@ def plain_loop(net: str, batch: int) -> Iterator[None]:
 
 def second_seed(net: str, batch: int) -> Iterator[None]:
     """As its script does it."""
-    transform = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(32, scale=SCALE),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomApply([transforms.ColorJitter(*JITTER)], p=0.8),
-            transforms.RandomGrayscale(GRAY),
-            transforms.ToTensor(),
-        ]
-    )
+    transform = second_seed_transform()
     data = Pictures(made_images(), lambda picture: (transform(picture), transform(picture)))
     backbone, head = net_and_head(net)
     optimizer = sgd(backbone, head)

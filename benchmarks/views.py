@@ -35,9 +35,9 @@ BATCH, ROUNDS = 512, 7
 SCALE, JITTER, GRAY = (0.2, 1.0), (0.4, 0.4, 0.4, 0.1), 0.2
 
 
-def pil(images: torch.Tensor) -> Callable[[], object]:
-    """The second seed's way: torchvision's transforms on each PIL image."""
-    transform = transforms.Compose(
+def second_seed_transform() -> transforms.Compose:
+    """One view of a PIL image."""
+    return transforms.Compose(
         [
             transforms.RandomResizedCrop(32, scale=SCALE),
             transforms.RandomHorizontalFlip(),
@@ -46,6 +46,11 @@ def pil(images: torch.Tensor) -> Callable[[], object]:
             transforms.ToTensor(),
         ]
     )
+
+
+def pil(images: torch.Tensor) -> Callable[[], object]:
+    """The second seed's way: torchvision's transforms on each PIL image."""
+    transform = second_seed_transform()
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
     return lambda: torch.stack([transform(picture) for picture in pictures])
 
