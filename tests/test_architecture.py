@@ -30,7 +30,8 @@ GROUND: dict[str, set[str]] = {
     "parallel": set(),
     "device": set(),
     "checkpoint": set(),
-    "runs": {"checkpoint"},
+    "lock": {"checkpoint"},
+    "runs": {"checkpoint", "lock"},
     "manifest": set(),
     "config": {"rules"},
     "rules": set(),
@@ -48,7 +49,7 @@ ABOVE: dict[str, set[str]] = {
     "train": {*GROUND, "methods", "probes", "build"},
     "readout": {*GROUND, "methods", "probes", "build"},
     "commands": {*GROUND, "methods", "probes", "build", "train", "readout", "commands"},
-    "cli": {"config", "rules", "seeds", "commands"},
+    "cli": {"config", "rules", "lock", "runs", "seeds", "commands"},
     "__main__": {"cli"},
     "__init__": {*GROUND, "methods", "probes", "build", "commands"},  # lazily: the names of the Python interface
 }

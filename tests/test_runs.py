@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import random
@@ -17,7 +18,7 @@ import pytest
 import torch
 from tiny import command, environment, words
 
-from twoviews import checkpoint, manifest, runs
+from twoviews import checkpoint, lock, manifest, runs
 
 STATE = {"step": 3, "method": {"w": torch.arange(500.0)}, "clock": {"epochs": [1.0, 2.0]}}
 
@@ -30,7 +31,7 @@ def test_s5_eight_processes_at_one_instant_get_eight_folders(tmp_path: Path) -> 
     script = """
 import os, sys, time
 from pathlib import Path
-from twoviews import runs
+from twoviews import lock, runs
 instant = time.time() + 0.3
 pids = []
 for _ in range(8):
@@ -67,6 +68,29 @@ def test_s5_a_folder_in_use_is_refused_with_its_holder_and_free_after_sigkill(tm
         holder.wait()
     with runs.RunFolder(path) as folder:
         assert f"process {os.getpid()} " in (folder.path / ".lock").read_text()
+
+
+@pytest.mark.parametrize("words", [["pretrain", "resume={}"], ["evaluate", "run={}"], ["report", "run={}"]])
+def test_s5_a_command_on_a_folder_in_use_is_refused_before_torch_is_imported(tmp_path: Path, words: list[str]) -> None:
+    path = new_run(tmp_path)
+    script = "import sys\nfrom twoviews.cli import main\ncode = main(sys.argv[1:])\nassert 'torch' not in sys.modules\nsys.exit(code)"
+    command = [sys.executable, "-c", script, *(word.format(path) for word in words)]
+    with runs.RunFolder(path):
+        done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert f"{path}: in use by process {os.getpid()} on " in done.stderr
+
+
+def test_s5_a_look_at_a_lock_does_not_keep_a_run_from_taking_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = new_run(tmp_path)
+    with runs.RunFolder(path):
+        pass
+    with open(path / lock.LOCK, encoding="utf-8") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr(lock.time, "sleep", lambda seconds: looking.close())
+        with runs.RunFolder(path), pytest.raises(ValueError, match=f"in use by process {os.getpid()} on "):
+            lock.look(path)
+    lock.look(path)
 
 
 def test_c1_the_lock_is_released_at_the_end_and_stale_files_are_swept(tmp_path: Path) -> None:
@@ -114,7 +138,7 @@ def test_s5_a_file_system_without_locks_is_said_and_used(
     def none(*args: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(runs.fcntl, "flock", none)
+    monkeypatch.setattr(lock.fcntl, "flock", none)
     with runs.RunFolder(path) as folder:
         folder.write("x.json", {"a": 1})
     assert "its file system has no locks (Function not implemented)" in capsys.readouterr().out

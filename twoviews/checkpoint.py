@@ -1,4 +1,7 @@
-"""Atomic files, checkpoints that are either whole or refused, and seals: checksums that files of other kinds carry inside."""
+"""Atomic files, checkpoints that are either whole or refused, and seals: checksums that files of other kinds carry inside.
+
+Torch is imported where a checkpoint is, so that what only lists runs or finds one in use need not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,6 @@ import os
 import warnings
 from pathlib import Path
 from typing import Any
-
-import torch
 
 MAGIC = b"TWOVIEWS-CHECKPOINT-1 "
 LAST, PREVIOUS, DAMAGED = "checkpoint", "checkpoint.previous", "checkpoint.damaged"
@@ -99,6 +100,8 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: as `write_atomic`; the checkpoints that were there stay.
     """
+    import torch
+
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
@@ -120,6 +123,8 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: naming the file, if it is not one of ours, is damaged, or holds more than tensors and plain values.
     """
+    import torch
+
     blob = path.read_bytes()
     head, _, payload = blob.partition(b"\n")
     if not head.startswith(MAGIC):

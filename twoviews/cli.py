@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from twoviews import config, rules
+from twoviews import config, lock, rules, runs
 
 USAGE = """usage: twoviews <verb> key=value ...
 
@@ -106,6 +106,9 @@ def _dispatch(read: Callable[[], tuple[str, list[str], list[str] | None]], argv:
 
 def _run(verb: str, cfg: config.Config) -> int:
     try:
+        place = cfg.get("resume") or cfg.get("run")
+        if place and place != "latest":  # before torch: a name that is none, or a run that is in use, is said at once
+            lock.look(runs.find(place, Path(cfg.runs_dir)))
         return int(importlib.import_module(f"twoviews.commands.{verb}").run(cfg))
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)

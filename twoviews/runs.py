@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
-import os
-import platform
 import re
 import secrets
 import shutil
@@ -18,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from twoviews import checkpoint
+from twoviews import checkpoint, lock
 
 CONFIG, MANIFEST, METRICS, SUMMARY = "config.yaml", "manifest.json", "metrics.jsonl", "summary.json"
 BACKBONE, REPORT, REPLAY, TRACE = "backbone.safetensors", "report.html", "replay.json", "trace.json"
@@ -47,23 +44,7 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         if not (self.path / CONFIG).is_file():
             raise ValueError(f"{self.path}: not a run folder (it has no {CONFIG})")
-        self._lock = open(self.path / ".lock", "a+", encoding="utf-8")  # until __exit__; with the process the kernel frees it
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip()
-            self._lock.close()
-            raise ValueError(f"{self.path}: in use by {holder or 'another process'}: wait for it, or start a run of your own") from None
-        except OSError as error:
-            print(f"{self.path}: its file system has no locks ({error.strerror}): see to it that one process at a time writes there")
-        holder = f"process {os.getpid()} on {platform.node()}"
-        try:
-            self._lock.truncate(0)
-            self._lock.write(holder)
-            self._lock.flush()
-        except OSError as error:
-            raise checkpoint.named(error, self.path / ".lock", len(holder)) from None
+        self._lock = lock.take(self.path)
         checkpoint.clean(self.path)
         self.identity = identity(self.path)
         return self
