@@ -307,7 +307,8 @@ def measure(ways: list[str], net: str, batch: int, turns: int, steps: int) -> di
             words = [sys.executable, __file__, "--one", way, net, str(batch)]
             children[way] = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said[way], text=True)
             stack.callback(children[way].kill)
-            _answer(children[way], None)  # ready: one after another, so that no turn runs beside another's imports
+            while (line := _answer(children[way], None)) and "ready" not in line:  # a library that compiles says so first
+                pass  # one after another, so that no turn runs beside another's imports
         for _ in range(turns):
             for way, child in children.items():
                 answer = _answer(child, steps) if "failed" not in found[way] else ""
@@ -414,7 +415,8 @@ def main() -> int:
                 continue
             rates = sorted(2 * batch / seconds for seconds in one["seconds"])
             mine = found["TwoViews, MoCo v2" if "MoCo" in way else "TwoViews"]
-            ratio = statistics.median(one["seconds"]) / statistics.median(mine["seconds"])
+            # turn by turn, since the machine drifts by more than some differences: each is set against ours of the same moment
+            ratio = statistics.median(theirs / own for theirs, own in zip(one["seconds"], mine["seconds"], strict=False))
             share = f"{flops * statistics.median(rates) / peak:.0%}" if "MoCo" not in way else ""
             print(
                 f"| {net}, {batch} x 2 | {way} | {statistics.median(rates):,.0f} | {rates[0]:,.0f}-{rates[-1]:,.0f} | {ratio:.2f} x "

@@ -201,6 +201,18 @@ def test_it_is_compiled_once_a_machine(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(list((tmp_path / "twoviews").iterdir())) == 2, "other flags, another library"
 
 
+def test_a_compiler_without_openmp_makes_a_library_of_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, fake = device.compiler(), tmp_path / "cxx"
+    fake.write_text(f'#!/bin/sh\ncase " $* " in *" -fopenmp "*) echo "unsupported option" >&2; exit 1;; esac\nexec {real} "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "compiler", lambda: str(fake))
+    assert native.library.__wrapped__() is not None
+    assert f"{fake} has no OpenMP" in capsys.readouterr().out
+
+
 def test_x1_a_library_that_another_user_could_have_written_is_not_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

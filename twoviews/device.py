@@ -72,6 +72,8 @@ def choose(*, device: str, threads: int | None, precision: str, compile: str | b
         precision = "bf16" if has_bf16(device) else "fp32"
     if compile == "auto":
         compile = device == "cuda" or (device == "cpu" and compiler() is not None)
+        if device == "cpu" and not compile:  # a tenth of a thin net's step: docs/performance.md
+            print("no C++ compiler (g++ or clang++): torch makes the views, five times as slowly, and kNN takes four times as long")
     elif compile and device == "cpu" and compiler() is None:
         raise ValueError("compile=true: no C++ compiler (g++ or clang++) on this machine: install one or use compile=auto")
     if device == "cpu":

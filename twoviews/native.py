@@ -23,9 +23,10 @@ VIEWS, KNN = "pixels.cpp", "probes/knn.cpp"
 # Loops become vector code only where a minimum may ignore NaN and signed zeros and no operation can trap; nothing in views and features is
 # NaN or infinite. Not -ffast-math, which has all of these: linked into a library it would flush small numbers to zero in the whole process.
 FLAGS = [
-    *("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fopenmp-simd", "-ffp-contract=fast"),
+    *("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp-simd", "-ffp-contract=fast"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffinite-math-only"),
 ]
+OPENMP = "-fopenmp"  # torch's own threads: threads of another make would share the cores with them while they wait for work
 COLUMNS = 16  # of the table of choices
 WIDEST = 2**16 - 1  # features whose sum of products of 8-bit codes fits 32 bits
 
@@ -156,7 +157,7 @@ def library(source: str = VIEWS) -> ctypes.CDLL | None:
         command.append("-mcpu=native" if platform.machine() == "aarch64" else "-march=native")
     try:
         version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-        about = [*command, version, platform.platform(), cpu_name(), _features(), path.read_text(encoding="utf-8")]
+        about = [*command, OPENMP, version, platform.platform(), cpu_name(), _features(), path.read_text(encoding="utf-8")]
         key = hashlib.sha256("\0".join(about).encode()).hexdigest()
         kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twoviews" / f"{path.stem}-{key[:24]}.so"
         if not kept.is_file():
@@ -184,12 +185,15 @@ def _refuse_strangers(library: Path) -> None:
 
 
 def _compile(command: list[str], path: Path) -> None:
-    """Beside its place first: of two processes that compile at once each renames a whole file."""
+    """Beside its place first: of two processes that compile at once each renames a whole file. Without OpenMP where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
     os.close(handle)
     try:
-        subprocess.run([*command, "-o", beside], capture_output=True, text=True, check=True, timeout=300)
+        run = functools.partial(subprocess.run, capture_output=True, text=True, timeout=300)
+        if run([*command, OPENMP, "-o", beside]).returncode:
+            run([*command, "-o", beside], check=True)
+            print(f"{command[0]} has no OpenMP: what it compiled uses one thread", flush=True)
         os.replace(beside, path)
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <thread>
 #include <vector>
 
 namespace {
@@ -243,14 +242,8 @@ int views(const uint8_t* images, const T* choices, T* out, int64_t count, Shape 
             failed = 1;
         }
     };
-    std::vector<std::thread> others;
-    try {
-        for (int64_t t = 1; t < threads; t++) others.emplace_back(work, count * t / threads, count * (t + 1) / threads);
-        work(0, count / threads);
-    } catch (...) {
-        failed = 1;
-    }
-    for (auto& other : others) other.join();
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int64_t t = 0; t < threads; t++) work(count * t / threads, count * (t + 1) / threads);
     return failed;
 }
 

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <thread>
 #include <utility>
 #include <vector>
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
@@ -94,21 +93,12 @@ struct Search {
     bool share(int64_t n, Work work) const {
         std::atomic<int64_t> next{0};
         std::atomic<bool> fine{true};
-        const auto run = [&] {
-            try {
-                for (int64_t i; (i = next++) < n && fine;) work(i);
-            } catch (...) {
-                fine = false;
-            }
-        };
-        std::vector<std::thread> others;
+#pragma omp parallel num_threads(int(std::min(threads, n)))
         try {
-            for (int64_t t = 1; t < std::min(threads, n); t++) others.emplace_back(run);
+            for (int64_t i; (i = next++) < n && fine;) work(i);
         } catch (...) {
             fine = false;
         }
-        run();
-        for (auto& other : others) other.join();
         return fine;
     }
 
