@@ -56,8 +56,8 @@ IMAGES, EPOCH, WORKERS, RATE = 4096, 50_000, len(os.sched_getaffinity(0)), 0.03
 # net: (batch, turns, counted steps of a turn), and whether MoCo v2 is measured with it too
 NETS = {
     "resnet18": (128, 3, 3),
-    "thin16": (256, 3, 20),
-    "thin32": (256, 3, 20),
+    "thin16": (256, 6, 10),
+    "thin32": (256, 6, 10),
     "resnet34": (128, 1, 1),
     "resnet50": (128, 1, 1),
 }
