@@ -53,7 +53,7 @@ def view(images: Tensor, table: Tensor, *, size: int, blur_kernel: int, cubic: b
 
     Raises:
         ValueError: if an argument has another form, or a crop leaves its image: memory is read and written unchecked below.
-        RuntimeError: if there is no library, or it ran out of memory or threads.
+        RuntimeError: if there is no library, or it ran out of memory.
     """
     found = library()
     if found is None:
@@ -87,7 +87,7 @@ def view(images: Tensor, table: Tensor, *, size: int, blur_kernel: int, cubic: b
         max(1, min(torch.get_num_threads(), count)),
     )
     if failed:
-        raise RuntimeError("views: out of memory or threads")
+        raise RuntimeError("views: out of memory")
     return out.permute(0, 3, 1, 2)
 
 
@@ -103,7 +103,7 @@ def neighbours(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str])
         {metric: (rows (Q, k) int64, cosine or minus the distance (Q, k))}, nearest first, of equally near ones the lower row first.
 
     Raises:
-        RuntimeError: if it ran out of memory or threads.
+        RuntimeError: if it ran out of memory.
     """
     fits = bank.dtype in (torch.float32, torch.float64) and bank.device.type == "cpu" and 1 <= bank.shape[1] <= WIDEST
     found = library(KNN) if fits else None
@@ -125,7 +125,7 @@ def neighbours(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str])
         torch.get_num_threads(),
     )
     if failed:
-        raise RuntimeError("knn: out of memory or threads")
+        raise RuntimeError("knn: out of memory")
     return out
 
 

@@ -229,7 +229,7 @@ struct Worker {
     }
 };
 
-// 0, or 1 where memory or threads ran out: no exception may leave a thread or the library.
+// 0, or 1 where memory ran out: no exception may leave a thread or the library.
 template <typename T>
 int views(const uint8_t* images, const T* choices, T* out, int64_t count, Shape s, const T* mean, const T* deviation, int64_t threads) {
     std::atomic<int> failed{0};

@@ -88,7 +88,7 @@ struct Search {
     std::vector<float> half = step, shift = step, inverse = step;
     std::vector<double> length = std::vector<double>(rows);
 
-    // Runs work(i) for i < n on all threads; false where memory or threads ran out, since no exception may leave a thread.
+    // Runs work(i) for i < n on all threads; false where memory ran out, since no exception may leave a thread.
     template <typename Work>
     bool share(int64_t n, Work work) const {
         std::atomic<int64_t> next{0};
@@ -304,7 +304,7 @@ int search(const T* bank, const T* queries, const double* mean, double scale, in
 }  // namespace
 
 // Bank (rows, width), queries (count, width) and the bank's mean (width,) in; of each wanted metric, in the order cosine, euclidean, the k
-// nearest rows (count, k) and their cosine or minus their distance out. 0, or 1 where memory or threads ran out.
+// nearest rows (count, k) and their cosine or minus their distance out. 0, or 1 where memory ran out.
 extern "C" int search_float(const float* bank, const float* queries, const double* mean, double scale, int64_t rows, int64_t count,
                             int64_t width, int64_t k, int64_t* const* out_rows, float* const* out_similarity, int64_t threads) {
     return search(bank, queries, mean, scale, rows, count, width, k, out_rows, out_similarity, threads);
