@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from steps import parts_of_ours, peak_gib, turns_of_ours
+from measure import peak_gib
+from steps import parts_of_ours, turns_of_ours
 
 from twoviews import device, profiling
 

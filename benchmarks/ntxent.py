@@ -4,7 +4,8 @@
 
 Loss and gradient of made projections of 128 dimensions, float32. Each case runs in a process of its own, so that its peak memory is its
 own: what it needs beyond the rows themselves. The plain form is the formula as it is written, all logits at once: what ours is too up to
-`losses.TILED_FROM` rows. Memory that the C library keeps between tensors is kept (as in a run), for all alike.
+`losses.TILED_FROM` rows. Seconds are the median of two turns, and least to
+most. Memory that the C library keeps between tensors is kept (as in a run), for all alike.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
+from measure import peak_gib, said
 
 from twoviews import losses
 from twoviews.device import cpu_name, keep_freed_memory
 
 WIDTH, TEMPERATURE = 128, 0.5
 ROWS = (512, 2048, 8192, 16_384, 32_768)
-SECONDS = 6.0  # of repetitions; two at least
+TURNS, SECONDS = 2, 2.0  # of repetitions in a turn; two at least
 LARGEST = int(0.9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))  # bytes: what does not fit says so, and is not killed
 
 
-def one(who: str, rows: int) -> dict[str, float]:
+def one(who: str, rows: int) -> dict[str, Any]:
     """Seconds of a loss with its gradient, and GiB beyond what was there before."""
     keep_freed_memory()
     resource.setrlimit(resource.RLIMIT_AS, (LARGEST, resource.getrlimit(resource.RLIMIT_AS)[1]))
@@ -47,7 +48,7 @@ def one(who: str, rows: int) -> dict[str, float]:
             losses.TILED_FROM = 10**9
         run = lambda x: losses.nt_xent(x, TEMPERATURE)  # noqa: E731
     run(torch.randn(8, WIDTH).requires_grad_()).backward()  # what is imported or chosen once
-    before = _peak()
+    before = peak_gib()
     seconds: list[float] = []
     while len(seconds) < 2 or sum(seconds) < SECONDS:
         x = z.clone().requires_grad_()
@@ -56,15 +57,7 @@ def one(who: str, rows: int) -> dict[str, float]:
         loss.backward()
         seconds.append(time.perf_counter() - began)
     seconds = seconds[1:]  # the first has its memory mapped
-    return {"seconds": median(seconds), "GiB": _peak() - before, "loss": loss.item()}
-
-
-def _peak() -> float:
-    try:  # not ru_maxrss: a child of a large process begins with that one's
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 2**20
+    return {"seconds": seconds, "GiB": peak_gib() - before, "loss": loss.item()}
 
 
 def main() -> int:
@@ -82,15 +75,17 @@ def main() -> int:
     print("| rows | ours, s | plain, s | lightly, s | ours, GiB | plain, GiB | lightly, GiB |\n|--:|--:|--:|--:|--:|--:|--:|")
     figures: dict[str, Any] = {}
     for rows in ROWS[:2] if arguments.small else ROWS:
-        found = {}
-        for who in ("ours", "plain", "lightly"):
+        found: dict[str, dict[str, Any]] = {}
+        for who in ("ours", "plain", "lightly") * TURNS:
             done = subprocess.run([sys.executable, __file__, "--one", who, str(rows)], capture_output=True, text=True)
             if done.returncode and "allocate memory" not in done.stderr:
                 raise RuntimeError(f"{who} at {rows} rows: {done.stderr[-500:]}")
-            found[who] = json.loads(done.stdout) if done.returncode == 0 else None
+            turn = json.loads(done.stdout) if done.returncode == 0 else {}
+            before = found.get(who, {})
+            found[who] = turn and {**turn, "seconds": before.get("seconds", []) + turn["seconds"]}
         if found["ours"] and found["plain"]:
             assert abs(found["ours"]["loss"] - found["plain"]["loss"]) < 1e-4 * found["plain"]["loss"], "two forms of one loss differ"
-        cells = [f"{x['seconds']:.4f}" if x else "does not fit" for x in found.values()]
+        cells = [said(x["seconds"], ".3g") if x else "does not fit" for x in found.values()]
         cells += [f"{x['GiB']:.2f}" if x else "" for x in found.values()]
         print(f"| {rows:,} | {' | '.join(cells)} |", flush=True)
         figures[str(rows)] = found

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from measure import timed
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,13 +27,6 @@ from twoviews.probes.minibatch import Schedule
 
 AREAS = (0.08, 0.2, 0.6, 1.0)  # smallest areas of a crop; 1.0: flips alone
 Split = tuple[Tensor, Tensor]
-
-
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """(seconds, what it returns)."""
-    began = time.perf_counter()
-    found = run()
-    return time.perf_counter() - began, found
 
 
 def neighbours(bank: Split, test: Split, classes: int) -> None:

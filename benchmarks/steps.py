@@ -25,7 +25,6 @@ import copy
 import io
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -40,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measure import peak_gib, times
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -63,8 +63,6 @@ NETS = {
 }
 MOCO = ("resnet18", "thin32")
 MEMORY = ("resnet18", 512)  # whose peak memory is looked at
-
-Step = Callable[[], object]
 
 
 def made_images() -> Tensor:
@@ -286,17 +284,6 @@ def serve(way: str, net: str, batch: int) -> None:
             print(json.dumps({"seconds": seconds, "GiB": peak_gib()}), flush=True)
 
 
-def peak_gib(*, reset: bool = False) -> float:
-    """Most memory of this process so far, or from now on; where there is no `/proc`, since it began."""
-    try:
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 2**20
-
-
 def measure(ways: list[str], net: str, batch: int, turns: int, steps: int) -> dict[str, dict[str, Any]]:
     """Each way's seconds a step, turn by turn, and its peak memory."""
     found: dict[str, dict[str, Any]] = {way: {"seconds": [], "GiB": 0.0} for way in ways}
@@ -416,7 +403,7 @@ def main() -> int:
             rates = sorted(2 * batch / seconds for seconds in one["seconds"])
             mine = found["TwoViews, MoCo v2" if "MoCo" in way else "TwoViews"]
             # turn by turn, since the machine drifts by more than some differences: each is set against ours of the same moment
-            ratio = statistics.median(theirs / own for theirs, own in zip(one["seconds"], mine["seconds"], strict=False))
+            ratio = times(one["seconds"], mine["seconds"])
             share = f"{flops * statistics.median(rates) / peak:.0%}" if "MoCo" not in way else ""
             print(
                 f"| {net}, {batch} x 2 | {way} | {statistics.median(rates):,.0f} | {rates[0]:,.0f}-{rates[-1]:,.0f} | {ratio:.2f} x "

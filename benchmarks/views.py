@@ -16,7 +16,6 @@ import json
 import platform
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from measure import in_turn
 from PIL import Image
 from torchvision import transforms
 
@@ -122,16 +122,6 @@ def ours(images: torch.Tensor, by: str) -> Callable[[], object]:
     return lambda: run(images, views.draw(0, next(step), len(images)))
 
 
-def measure(rivals: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Microseconds a view of each, round by round, so that a drift of the machine hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in rivals}
-    for name in [*rivals] * (rounds + 1):
-        began = time.perf_counter()
-        rivals[name]()
-        times[name].append((time.perf_counter() - began) / BATCH * 1e6)
-    return {name: values[1:] for name, values in times.items()}  # the first round warms up
-
-
 def main() -> int:
     """Print a Markdown table; write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -162,7 +152,9 @@ def main() -> int:
     if native.library() is not None:
         rivals["TwoViews, C++"] = ours(images, "C++")
     rivals["TwoViews, eager"] = ours(images, "eager")
-    times = measure(rivals, rounds)
+    for run in rivals.values():
+        run()  # warms up
+    times = {name: [1e6 / BATCH * s for s in seconds] for name, seconds in in_turn(rivals, rounds)[0].items()}
     medians = {name: statistics.median(values) for name, values in times.items()}
     best = min(value for name, value in medians.items() if name.startswith("TwoViews"))
     import kornia as peer

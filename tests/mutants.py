@@ -373,8 +373,8 @@ MUTANTS = [
     Mutant(
         "LARS has no momentum",
         "optim.py",
-        'state["momentum_buffer"].mul_(group["momentum"]).add_(update)',
-        'state["momentum_buffer"] * group["momentum"] + update',
+        'torch._foreach_mul_(velocity, group["momentum"])',
+        "torch._foreach_mul_(velocity, 0.0)",
         "test_optim.py",
     ),
     Mutant("LARS scales norms though told not to", "optim.py", 'if group["adapt"]:', "if True:", "test_optim.py"),

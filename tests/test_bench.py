@@ -60,6 +60,13 @@ def test_on_a_gpu_it_is_the_epoch_that_is_measured_there(scripts: Path) -> None:
     assert [path.name for path in place.glob("*.json")] == ["epoch.json"]
 
 
+def test_the_job_alone_is_given_the_data(scripts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "what='views,job'", f"data_dir={tmp_path}", f"runs_dir={scripts}"]) == 0
+    assert capsys.readouterr().out.count(f"['--data-dir', '{tmp_path}']") == 1
+    assert main(["bench", "what=job", f"data_dir={tmp_path / 'nowhere'}"]) == 2
+    assert "no such file or folder" in capsys.readouterr().err
+
+
 def test_what_is_missing_is_said(
     scripts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

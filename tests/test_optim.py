@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from twoviews import build as parts_of
 from twoviews import config, optim, runs, train
@@ -213,6 +214,28 @@ def test_muons_decay_is_decoupled_from_its_step() -> None:
     optimizer.param_groups[0]["lr"] = 0.5
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.full((3, 3), 2.0 * (1 - 0.5 * 0.1)))
+
+
+def test_muons_products_are_one_graph_that_every_rate_shares() -> None:
+    """What a GPU runs: compiled once, whatever rates come later, and the same steps."""
+    torch.manual_seed(0)
+    shapes = [(16, 4, 3, 3), (8, 40), (40, 8), (5,)]
+    ours, theirs = ([nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(1))) for shape in shapes] for _ in range(2))
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    how: dict[str, Any] = {"optimizer": "muon", "momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "decay_norms": True}
+    eager, compiled = optim.build([{"params": ours}], **how), optim.build([{"params": theirs}], compile=True, **how)
+    assert compiled.directions is not optim.directions  # type: ignore[attr-defined]
+    compiled.directions = torch.compile(optim.directions, backend=counter, fullgraph=True, dynamic=False)  # type: ignore[attr-defined]
+    for rate in (0.1, 0.2, 0.05):
+        for params, optimizer in ((ours, eager), (theirs, compiled)):
+            optimizer.param_groups[0]["lr"] = rate
+            for i, p in enumerate(params):
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+            optimizer.step()
+    assert counter.frame_count == 1
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_an_unknown_optimizer_is_refused() -> None:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -94,6 +95,7 @@ def build(cfg: Config) -> Parts:
         nesterov=cfg.nesterov,
         weight_decay=cfg.weight_decay,
         decay_norms=cfg.decay_norms,
+        compile=machine.compile and machine.device.type == "cuda",
     )
     return Parts(
         machine=machine,
@@ -143,6 +145,16 @@ def views_on(machine: device.Machine, views: Views) -> Callable[[Tensor, Tensor]
     if by == "torch.compile":
         return torch.compile(views.__call__, dynamic=False, fullgraph=True)
     return views.on_cpu if by == "C++" else views
+
+
+def forward_on(machine: device.Machine, method: Method) -> Callable[..., Any]:
+    """Forward with loss as this machine runs it: on a GPU one compiled graph, for the backward another."""
+    # On a CPU the convolutions are oneDNN's either way, and compiling around them gains nothing (docs/performance.md).
+    if not machine.compile or machine.device.type != "cuda":
+        return method
+    # important: torch 2.14 decides the backward's layout by forward convolutions, which it has none of (pytorch#189239): all would be
+    # turned from channels_last and back. Our nets are channels_last from end to end, so nothing is lost by deciding for it.
+    return torch.compile(method, dynamic=False, fullgraph=True, options={"force_layout_optimization": True})
 
 
 def _normalisation(cfg: Config, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -71,6 +71,7 @@ def build(
     nesterov: bool,
     weight_decay: float,
     decay_norms: bool,
+    compile: bool = False,
 ) -> torch.optim.Optimizer:
     """An optimiser over a method's parameter groups; the loop sets the rate of each step.
 
@@ -81,6 +82,7 @@ def build(
         nesterov: look-ahead momentum; Adam has none.
         weight_decay: >= 0; added to the gradient (L2), but for Muon, which takes it from the weights (decoupled).
         decay_norms: decay 1-D parameters (norms, biases) too, as the CIFAR recipes do; LARS scales their rate too, then.
+        compile: what is more than a kernel or two for all parameters: Muon's products.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -102,7 +104,7 @@ def build(
             split.append({**rest, "params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0, "adapt": False})
     how: dict[str, Any] = {"fused": True} if all(p.is_cuda for group in split for p in group["params"]) else {"foreach": True}
     if optimizer == "muon":
-        return Muon(split, lr=0.0, momentum=momentum, nesterov=nesterov)
+        return Muon(split, lr=0.0, momentum=momentum, nesterov=nesterov, compile=compile)
     if optimizer == "lars":
         return LARS(split, lr=0.0, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, trust=TRUST)
     if optimizer == "adam":
@@ -123,27 +125,48 @@ class Muon(torch.optim.Optimizer):
         momentum: in [0, 1).
         nesterov: look-ahead momentum.
         weight_decay: decoupled, >= 0; a group may carry its own.
+        compile: the products of all weights as one graph: some 25 small ones a weight, each of which a GPU waits for otherwise.
     """
 
-    def __init__(self, params: Iterable[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float,
+        nesterov: bool,
+        weight_decay: float = 0.0,
+        compile: bool = False,
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
+        self.directions = torch.compile(directions, fullgraph=True, dynamic=False) if compile else directions
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step on every parameter that has a gradient."""
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                moving = state["momentum_buffer"].mul_(group["momentum"]).add_(p.grad)
-                update = p.grad.add(moving, alpha=group["momentum"]) if group["nesterov"] else moving
-                if p.ndim > 1:
-                    rows, columns = p.shape[0], p[0].numel()
-                    update = orthogonal(update.reshape(rows, columns)).view(p.shape) * max(1, rows / columns) ** 0.5
-                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+            params, gradients, moving = _moving(self, group)
+            if not params:
+                continue
+            torch._foreach_mul_(moving, group["momentum"])
+            torch._foreach_add_(moving, gradients)
+            updates = list(torch._foreach_add(gradients, moving, alpha=group["momentum"])) if group["nesterov"] else moving
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(params, self.directions(updates), alpha=-group["lr"])
+
+
+def _moving(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """A group's parameters that have a gradient, those gradients, and the momentum of each: lists, of which a GPU makes single kernels."""
+    params = [p for p in group["params"] if p.grad is not None]
+    for p in params:
+        if not optimizer.state[p]:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return params, [p.grad for p in params], [optimizer.state[p]["momentum_buffer"] for p in params]
+
+
+def directions(updates: list[Tensor]) -> list[Tensor]:
+    """Muon's step of each weight: orthogonal, times sqrt(outputs / inputs) where it has more outputs; vectors as they are."""
+    return [orthogonal(u.flatten(1)).view(u.shape) * max(1, len(u) / u[0].numel()) ** 0.5 if u.ndim > 1 else u for u in updates]
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
@@ -190,16 +213,15 @@ class LARS(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step on every parameter that has a gradient."""
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                update = p.grad.add(p, alpha=group["weight_decay"])
-                if group["adapt"]:
-                    length, slope = p.norm(), update.norm()
-                    update = update * torch.where((length > 0) & (slope > 0), group["trust"] * length / slope, 1.0)
-                update = update * group["lr"]
-                velocity = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
-                p.sub_(update.add(velocity, alpha=group["momentum"]) if group["nesterov"] else velocity)
+            params, gradients, velocity = _moving(self, group)
+            if not params:
+                continue
+            updates = torch._foreach_add(gradients, params, alpha=group["weight_decay"])
+            if group["adapt"]:
+                lengths, slopes = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(updates))
+                local = torch.where((lengths > 0) & (slopes > 0), group["trust"] * lengths / slopes, 1.0)
+                torch._foreach_mul_(updates, local.unbind())
+            torch._foreach_mul_(updates, group["lr"])
+            torch._foreach_mul_(velocity, group["momentum"])
+            torch._foreach_add_(velocity, updates)
+            torch._foreach_sub_(params, torch._foreach_add(updates, velocity, alpha=group["momentum"]) if group["nesterov"] else velocity)

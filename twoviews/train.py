@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from twoviews import checkpoint, device, optim, runs
-from twoviews.build import Parts, backbone_bytes, views_on
+from twoviews.build import Parts, backbone_bytes, forward_on, views_on
 from twoviews.config import Config
 from twoviews.data.dataset import batch_rows, stratified
 from twoviews.methods.base import Method
@@ -45,8 +45,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
     last = min(steps, cfg.max_steps or steps)
     probe_every, save_every, keep_every = (_in_steps(cfg[key], spe) for key in ("probe_every", "checkpoint_every", "log_interval"))
     make_views = views_on(machine, parts.views)
-    # On a CPU the convolutions are oneDNN's either way, and compiling around them gains nothing (docs/architecture.md).
-    forward = torch.compile(method, dynamic=False, fullgraph=True) if machine.compile and machine.device.type == "cuda" else method
+    forward = forward_on(machine, method)
     start, clock = _restore(run, parts, last)
     images = cfg.batch_size if cfg.drop_last else len(parts.images) / spe  # a step; the mean where the last batch is short
     views_per_step = images * len(parts.views.view_sizes)

@@ -22,6 +22,8 @@ def run(cfg: Config) -> int:
         raise ValueError("bench: the benchmarks lie in the checkout, not in the installed package: git clone it, then make bench")
     if missing := [name for name in PEERS if find_spec(name) is None]:
         raise ValueError(f"bench: {', '.join(missing)} not installed: pip install 'twoviews[report,bench]', or make bench")
+    if cfg.data_dir and not Path(cfg.data_dir).exists():
+        raise ValueError(f"data_dir={cfg.data_dir}: no such file or folder: expected CIFAR-10, or null for made images")
     asked = ("epoch",) if cfg.device == "cuda" else ALL  # beside peers only where those have one path: the processor
     names = tuple(dict.fromkeys(n for word in cfg.what.split(",") for n in (asked if word.strip() == "all" else (word.strip(),))))
     place = Path(cfg.runs_dir) / f"bench-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -32,6 +34,7 @@ def run(cfg: Config) -> int:
         for name in names:
             words = [sys.executable, str(SCRIPTS / f"{name}.py"), "--json", str(place / f"{name}.json"), *["--small"] * cfg.small]
             words += ["--device", cfg.device] * (name == "epoch")
+            words += ["--data-dir", str(cfg.data_dir)] if name == "job" and cfg.data_dir else []
             _say(f"\n## {name}\n\n", tables)
             with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
                 assert process.stdout is not None
