@@ -44,7 +44,7 @@ GROUND: dict[str, set[str]] = {
 }
 ABOVE: dict[str, set[str]] = {
     "methods": {"methods", "heads", "losses", "momentum", "parallel"},
-    "probes": {"probes", "views", "native", "optim", "parallel", "progress"},
+    "probes": {"probes", "views", "native", "optim", "momentum", "parallel", "progress"},
     "build": {*GROUND, "methods", "probes"},
     "train": {*GROUND, "methods", "probes", "build"},
     "readout": {*GROUND, "methods", "probes", "build"},

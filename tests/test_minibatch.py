@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from twoviews.backbones import ThinResNet
 from twoviews.probes import minibatch
+from twoviews.momentum import SplitBatchNorm, split_batchnorm
 from twoviews.probes.finetune import finetune
 from twoviews.probes.minibatch import ORDER, Schedule, crop_and_flip_views, fit, on_features, on_views
 from twoviews.views import philox
@@ -251,6 +252,20 @@ def test_fine_tuning_is_the_loop_written_out() -> None:
     torch.testing.assert_close(layer.weight, head.weight)
     for name, tensor in mine.state_dict().items():
         torch.testing.assert_close(tuned.state_dict()[name], tensor)
+
+
+def test_fine_tuning_an_encoder_of_moco_is_fine_tuning_the_plain_net() -> None:
+    """Whatever parts its BatchNorm saw in training; the last batch, of 4 images, would not divide into 8."""
+    plain, images, labels = trained_net(), some_images(36), torch.arange(36) % 4
+    views = crop_and_flip_views((3, 8, 8), crop_scale=(0.2, 1.0), mean=(0.5,) * 3, std=(0.25,) * 3)
+    of = {"views": views, "make_views": views, "dtype": torch.float32, "autocast": contextlib.nullcontext}
+    split = copy.deepcopy(plain)
+    split_batchnorm(split, 8)
+    how = replace(SGD, batch_size=32, drop_last=False)
+    tuned = [finetune(net, images, labels, embed_dim=16, of=of, schedule=how, **HOW) for net in (plain, split)]
+    for (name, a), b in zip(tuned[0][0].state_dict().items(), tuned[1][0].state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+    assert {m.splits for m in split.modules() if isinstance(m, SplitBatchNorm)} == {8}
 
 
 @pytest.mark.parametrize("cached", [None, 4])

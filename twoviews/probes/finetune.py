@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from twoviews.momentum import SplitBatchNorm
 from twoviews.probes.linear import Linear
 from twoviews.probes.minibatch import fit, of_views
 
@@ -31,5 +32,8 @@ def finetune(
         ValueError, FloatingPointError: as `minibatch.fit`.
     """
     net = copy.deepcopy(module).train().requires_grad_(True)
+    for part in net.modules():
+        if isinstance(part, SplitBatchNorm):
+            part.splits = 1  # parts are for keys: labels are fitted by the plain net, as from the run's file, and in batches of any size
     layer = fit(of_views(net, images, seed=seed, **of), labels, embed_dim=embed_dim, seed=seed, along=net.parameters(), **how)
     return net.eval().requires_grad_(False), layer
