@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twoviews.backbones import ThinResNet
-from twoviews.probes import minibatch
 from twoviews.momentum import SplitBatchNorm, split_batchnorm
+from twoviews.probes import minibatch
 from twoviews.probes.finetune import finetune
 from twoviews.probes.minibatch import ORDER, Schedule, crop_and_flip_views, fit, on_features, on_views
 from twoviews.views import philox
