@@ -4,7 +4,8 @@
 
 The real loop (`train.fit`) on made images of CIFAR-10's shape: seconds an epoch are 50,000 images at the rate of the counted steps,
 which leave out the first, in which kernels are compiled and chosen. MFU: floating-point operations of a step, counted, over the device's
-dense peak in the precision used, from its data sheet; on a CPU benchmarks/steps.py measures that peak.
+dense peak in the precision used, from its data sheet; on a CPU benchmarks/steps.py measures that peak. Memory is what tensors take on
+a GPU (an epoch's images among it; `nvidia-smi` shows the context and what is kept too), on a CPU the process.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import json
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,17 @@ PUBLISHED = {
 }
 
 
+def measured(method: str, net: str, batch: int, where: str, steps: int) -> dict[str, float]:
+    """Figures of one recipe and net."""
+    cfg, parts = parts_of_ours(net, batch, "moco in parts" if method == "moco" else method, where, count=50_000)
+    with tempfile.TemporaryDirectory() as scratch:
+        step = turns_of_ours(cfg, parts, Path(scratch))(steps)
+    flops = profiling.step_flops(parts.method, [(batch, 3, 32, 32)] * 2, labels=False) or 0
+    gib = device.peak_bytes(parts.machine.device) / 2**30 if where == "cuda" else peak_gib()
+    rate = 2 * batch / step
+    return {"seconds_an_epoch": 100_000 / rate, "views_per_s": rate, "tflops": flops / step / 1e12, "GiB": gib}
+
+
 def main() -> int:
     """Print a Markdown table; write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,19 +62,14 @@ def main() -> int:
     figures: dict[str, Any] = {"machine": str(machine)}
     cases = {("simclr", "thin32", 32): "a trial"} if arguments.small else PUBLISHED
     for (method, net, batch), published in cases.items():
-        cfg, parts = parts_of_ours(net, batch, "moco in parts" if method == "moco" else method, machine.device.type)
-        peak_gib(reset=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            step = turns_of_ours(cfg, parts, Path(scratch))(2 if arguments.small else arguments.steps)
-        rate = 2 * batch / step
-        flops = profiling.step_flops(parts.method, [(batch, 3, 32, 32)] * 2, labels=False) or 0
-        flops = flops / step / 1e12
-        gib = device.peak_bytes(machine.device) / 2**30 if machine.device.type == "cuda" else peak_gib()
-        share = f"{flops / (peak / 1e12):.0%} of {peak / 1e12:.0f} TFLOP/s" if peak else f"{flops:.2f} TFLOP/s"
-        print(f"| {method}, {net}, {batch} x 2 | {100_000 / rate:.1f} | {rate:,.0f} | {share} | {gib:.1f} | {published} |", flush=True)
-        figures[f"{method} {net} {batch}"] = {"seconds_an_epoch": 100_000 / rate, "views_per_s": rate, "tflops": flops, "GiB": gib}
-        if machine.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        # a process each: memory that one net leaves behind is not the next one's
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            one = pool.submit(measured, method, net, batch, machine.device.type, 2 if arguments.small else arguments.steps).result()
+        tflops, rate = one["tflops"], one["views_per_s"]
+        share = f"{tflops / (peak / 1e12):.0%} of {peak / 1e12:.0f} TFLOP/s" if peak else f"{tflops:.2f} TFLOP/s"
+        cells = f"{one['seconds_an_epoch']:.1f} | {rate:,.0f} | {share} | {one['GiB']:.1f}"
+        print(f"| {method}, {net}, {batch} x 2 | {cells} | {published} |", flush=True)
+        figures[f"{method} {net} {batch}"] = one
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0

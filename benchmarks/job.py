@@ -6,7 +6,8 @@ thin16 on CIFAR-10 (with --data-dir; without it on made images of its shape), ba
 the same work: 5 epochs; six kNN accuracies (k 1, 5, 10, cosine and Euclidean); Adam on features, 100 epochs; Adam on crops and flips, 100
 epochs; SGD on crops and flips, 100 epochs, as the first seed. Theirs is float32, contiguous, two forwards, PIL images in a DataLoader
 with a worker a core, scikit-learn's kNN, and probes on images with the projector and a graph through the encoder. Each part runs a slice,
-stated in the table, in turns, and is extrapolated from its second step on; features, kNN and Adam on features run whole. Cached
+stated in the table, in turns, and is extrapolated, without the first step and those whose batches were
+prefetched meanwhile; features, kNN and Adam on features run whole. Cached
 augmentation is a row of its own: another protocol (docs/protocols.md). With --accuracy both train whole, the probes on images for 5 epochs,
 and accuracies are printed: half an hour.
 """
@@ -26,8 +27,9 @@ from typing import Any
 
 import torch
 from measure import in_turn, said, timed, times
+from readouts import seeds_adam
 from sklearn.neighbors import KNeighborsClassifier
-from steps import WORKERS, Pictures, made_images, net_and_head, sgd
+from steps import PREFETCHED, WORKERS, Pictures, Twice, made_images, net_and_head, sgd
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -48,8 +50,9 @@ Split = tuple[Tensor, Tensor]
 
 
 def sliced(steps: Iterator[Any], counted: int, whole: int) -> float:
-    """Seconds of `whole` steps: of `counted` ones after the first, times what is missing."""
-    next(steps)
+    """Seconds of `whole` steps: of `counted` ones after the first and those whose batches were prefetched meanwhile."""
+    for _ in range(1 + PREFETCHED):
+        next(steps)
     began = time.perf_counter()
     for _ in range(counted):
         next(steps)
@@ -75,8 +78,7 @@ class Theirs:
         self.backbone, self.head = net_and_head(NET)
 
     def training(self, epochs: int) -> Iterator[None]:
-        transform = second_seed_transform()
-        data = Pictures(self.bank[0], lambda picture: (transform(picture), transform(picture)))
+        data = Pictures(self.bank[0], Twice(second_seed_transform()))
         loader = DataLoader(data, BATCH, shuffle=True, num_workers=WORKERS)
         optimizer = sgd(self.backbone, self.head)
         for epoch in range(epochs):
@@ -105,18 +107,6 @@ class Theirs:
                 model = KNeighborsClassifier(k, metric=metric, algorithm="brute", n_jobs=-1).fit(bank.numpy(), self.bank[1].numpy())
                 found[f"kNN k={k} {metric}"] = float(model.score(test.numpy(), self.test[1].numpy()))
         return found
-
-    def precomputed(self, bank: Tensor) -> nn.Linear:
-        layer = nn.Linear(bank.shape[1], CLASSES)
-        optimizer = torch.optim.Adam(layer.parameters(), 0.1)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, PROBE_EPOCHS)
-        for _ in range(PROBE_EPOCHS):
-            for rows in torch.randperm(len(bank)).split(1000):
-                optimizer.zero_grad()
-                F.cross_entropy(layer(bank[rows]), self.bank[1][rows]).backward()
-                optimizer.step()
-            schedule.step()
-        return layer
 
     def augmented(self, layer: nn.Linear, how: minibatch.Schedule, smallest: float) -> Iterator[None]:
         """A probe on images: the second seed's Adam has the projector in its way, the first seed's SGD has not."""
@@ -205,7 +195,7 @@ def seconds_of(ours: Ours, theirs: Theirs, small: bool) -> dict[str, tuple[list[
         "six kNN accuracies": (lambda: ours.knn(bank, test), lambda: theirs.knn(bank, test)),
         "linear_precomp, Adam": (
             lambda: minibatch.on_features(bank, ours.bank[1], classes=CLASSES, schedule=how, seed=0, max_steps=None, name="Adam"),
-            lambda: theirs.precomputed(bank),
+            lambda: seeds_adam(bank, ours.bank[1]),
         ),
     }
     training = -(-n // BATCH) * EPOCHS
@@ -243,7 +233,7 @@ def accuracies(ours: Ours, theirs: Theirs) -> list[tuple[str, float, float]]:
     truth = ours.test[1]
     how = protocols.schedule("linear_precomp adam", protocol="second_seed", backbone=NET, batch_size=BATCH)
     probe = minibatch.on_features(mine[0], ours.bank[1], classes=CLASSES, schedule=how, seed=0, max_steps=None, name="Adam")
-    layer = theirs.precomputed(other[0])
+    layer = seeds_adam(other[0], ours.bank[1])
 
     def right(layer: nn.Linear) -> float:
         return (layer(other[1]).argmax(1) == truth).double().mean().item()
@@ -268,9 +258,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.data_dir is None:
         count = 5000 if arguments.small else 50_000
-        images = made_images().repeat(-(-count // 4096), 1, 1, 1)[:count].numpy()
+        pictures = made_images(count + count // 5).numpy()  # no two alike: a search would find copies at once
         labels = torch.arange(count).numpy() % CLASSES
-        test = images[: count // 5], labels[: count // 5]
+        images, test = pictures[:count], (pictures[count:], labels[: count // 5])
         READERS["cifar10"] = lambda _: Arrays("made images", images, labels, *test, tuple("0123456789"))
     torch.manual_seed(0)
     ours = Ours(arguments.data_dir)

@@ -12,9 +12,10 @@ All train the same net with the second seed's head, loss, views and SGD on made 
 - lightly's parts (SimCLRTransform, SimCLRProjectionHead, NTXentLoss) in the loop of its documentation. MoCo v2 (queue 4,096, each view
   once) against its MoCo parts, with one BatchNorm for the batch as there and, as our recipe has it, in eight parts.
 
-Each way has a process of its own, and they take turns, so that a drift of the machine hits all alike; a turn's first step is not
-counted. All keep the memory that they free (`device.keep_freed_memory`), and the peak memory is that of the main process. The
-convolution peak is that of 3x3 ones, forward and backward, in the precision of ours, at the best of ResNet-18's four shapes.
+Each way has a process of its own, with a thread a core, and they take turns, so that a drift of the machine hits all alike. A turn's
+first step is not counted, nor, where steps are short, those whose batches were prefetched meanwhile. All keep the memory that they free
+(`device.keep_freed_memory`), and the peak memory is that of the main process. The convolution peak is that of 3x3 ones, forward and
+backward, in the precision of ours, at the best of ResNet-18's four shapes: the better of one before and one after each net's turns.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import contextlib
 import copy
 import io
 import json
-import os
+import math
 import shutil
 import statistics
 import subprocess
@@ -52,7 +53,8 @@ from twoviews.data.arrays import Arrays
 from twoviews.heads import mlp
 from twoviews.losses import nt_xent
 
-IMAGES, EPOCH, WORKERS, RATE = 4096, 50_000, len(os.sched_getaffinity(0)), 0.03
+IMAGES, EPOCH, WORKERS, RATE = 4096, 50_000, device.cores(), 0.03
+PREFETCHED = 2 * WORKERS  # batches that a DataLoader has ready before the first step ends
 # net: (batch, turns, counted steps of a turn), and whether MoCo v2 is measured with it too
 NETS = {
     "resnet18": (128, 3, 3),
@@ -65,9 +67,9 @@ MOCO = ("resnet18", "thin32")
 MEMORY = ("resnet18", 512)  # whose peak memory is looked at
 
 
-def made_images() -> Tensor:
+def made_images(count: int = IMAGES) -> Tensor:
     """(N, 3, 32, 32) uint8: blocks of colour, which views and nets take as long for as pictures."""
-    blocks = torch.randint(0, 256, (IMAGES, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    blocks = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return blocks.repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
@@ -83,6 +85,16 @@ class Pictures(Dataset):
 
     def __getitem__(self, i: int) -> Any:
         return self.transform(self.pictures[i % len(self.pictures)])
+
+
+class Twice:
+    """Two views by one transform; not a lambda, which a worker that is spawned cannot be sent."""
+
+    def __init__(self, transform: Callable[[Any], Any]) -> None:
+        self.transform = transform
+
+    def __call__(self, picture: Any) -> tuple[Any, Any]:
+        return self.transform(picture), self.transform(picture)
 
 
 def forever(loader: DataLoader) -> Iterator[Any]:
@@ -105,10 +117,10 @@ MOCO_V2 = ["recipe=moco", "queue_size=4096", "temperature=0.1", "ema_decay=0.99"
 RECIPES = {"simclr": ["recipe=simclr_cifar10"], "moco": [*MOCO_V2, "bn_splits=1"], "moco in parts": [*MOCO_V2, "bn_splits=8"]}
 
 
-def parts_of_ours(net: str, batch: int, method: str, where: str = "cpu") -> tuple[config.Config, build.Parts]:
+def parts_of_ours(net: str, batch: int, method: str, where: str = "cpu", count: int = IMAGES) -> tuple[config.Config, build.Parts]:
     """What a run of ours is built of, on made images."""
-    images = made_images().numpy()
-    labels = np.arange(IMAGES) % 10
+    images = made_images(count).numpy()
+    labels = np.arange(count) % 10
     READERS["cifar10"] = lambda _: Arrays("made", images, labels, images[:100], labels[:100], tuple("0123456789"))
     words = [*RECIPES[method], f"backbone={net}", f"batch_size={batch}", f"device={where}", "probe_every=0", "checkpoint_every=1000"]
     cfg = config.load("pretrain", [*words, "dataset=cifar10", "epochs=1000"])
@@ -180,8 +192,7 @@ def plain_loop(net: str, batch: int) -> Iterator[None]:
 
 def second_seed(net: str, batch: int) -> Iterator[None]:
     """As its script does it."""
-    transform = second_seed_transform()
-    data = Pictures(made_images(), lambda picture: (transform(picture), transform(picture)))
+    data = Pictures(made_images(), Twice(second_seed_transform()))
     backbone, head = net_and_head(net)
     optimizer = sgd(backbone, head)
     for one, two in forever(DataLoader(data, batch, shuffle=True, drop_last=True, num_workers=WORKERS)):
@@ -262,6 +273,7 @@ OURS = {"TwoViews": "simclr", "TwoViews, MoCo v2": "moco", "TwoViews, MoCo v2 in
 def serve(way: str, net: str, batch: int) -> None:
     """In a child: for every number of steps on stdin the seconds a step of one turn, and the peak memory so far, on stdout."""
     torch.manual_seed(0)
+    torch.set_num_threads(WORKERS)  # all alike, as ours asks for
     device.keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch:
         ours = turns_of_ours(*parts_of_ours(net, batch, OURS[way]), Path(scratch)) if way in OURS else None
@@ -273,7 +285,9 @@ def serve(way: str, net: str, batch: int) -> None:
                 seconds = ours(steps)
             else:
                 loop = loop or WAYS[way](net, batch)
-                next(loop)  # of this turn: workers start, kernels are chosen
+                # workers start and kernels are chosen; where steps are short, what was prefetched meanwhile is used up too
+                for _ in range(1 + (PREFETCHED if steps > 5 else 0)):
+                    next(loop)
                 began = time.perf_counter()
                 for _ in range(steps):
                     next(loop)
@@ -294,29 +308,30 @@ def measure(ways: list[str], net: str, batch: int, turns: int, steps: int) -> di
             words = [sys.executable, __file__, "--one", way, net, str(batch)]
             children[way] = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said[way], text=True)
             stack.callback(children[way].kill)
-            while (line := _answer(children[way], None)) and "ready" not in line:  # a library that compiles says so first
-                pass  # one after another, so that no turn runs beside another's imports
+            _answer(children[way], None)  # one after another, so that no turn runs beside another's imports
         for _ in range(turns):
             for way, child in children.items():
                 answer = _answer(child, steps) if "failed" not in found[way] else ""
                 if answer:
                     found[way]["seconds"].append(json.loads(answer)["seconds"])
                     found[way]["GiB"] = json.loads(answer)["GiB"]
-                else:
+                elif "failed" not in found[way]:
                     said[way].seek(0)
-                    found[way].setdefault("failed", " ".join(said[way].read().split())[-300:])
+                    found[way]["failed"] = " ".join(said[way].read().split())[-300:] or f"ended with {child.wait()}"
     return found
 
 
 def _answer(child: subprocess.Popen[str], steps: int | None) -> str:
-    """One line of a child, asked for some steps; empty where it has ended."""
+    """What a child answers, asked for some steps, or that it is ready; empty where it has ended."""
     if child.stdin is None or child.stdout is None:
         raise RuntimeError("a child without pipes")
     with contextlib.suppress(BrokenPipeError):
         if steps is not None:
             child.stdin.write(f"{steps}\n")
             child.stdin.flush()
-    return child.stdout.readline()
+    while (line := child.stdout.readline()) and not line.startswith(("ready", "{")):
+        pass  # a library that compiles says so
+    return line
 
 
 def convolution_peak(precision: str) -> float:
@@ -381,48 +396,49 @@ def main() -> int:
         way, net, batch = arguments.one
         serve(way, net, int(batch))
         return 0
+    torch.set_num_threads(WORKERS)
     precision = "bf16" if device.has_bf16("cpu") else "fp32"
-    peak = convolution_peak(precision)
     versions = f"torch {torch.__version__}, torchvision {version('torchvision')}, Pillow {version('pillow')}, "
     versions += f"kornia {version('kornia')}, lightly {version('lightly')}"
     print(f"{device.cpu_name()}, {torch.get_num_threads()} threads; {versions}; ours in {precision}, views in ", end="")
-    print(f"{'C++' if native.library() is not None else 'torch'}; convolution peak {peak:.0f} GFLOP/s in {precision}\n")
-    figures: dict[str, Any] = {"cpu": device.cpu_name(), "versions": versions, "peak_gflops": peak}
+    print(f"{'C++' if native.library() is not None else 'torch'}\n")
+    figures: dict[str, Any] = {"cpu": device.cpu_name(), "versions": versions}
     print("| net, batch | way | views/s | min-max | ours is faster by | share of the peak | GiB |\n|:--|:--|--:|--:|--:|--:|--:|")
     for net in arguments.nets.split(","):
         batch, turns, steps = (32, 1, 2) if arguments.small else NETS[net]
         ways = ["TwoViews", "plain loop", "second seed's way", "lightly"]
         ways += ["TwoViews, MoCo v2", "TwoViews, MoCo v2 in parts", "lightly, MoCo"] * (net in MOCO)
+        peak = convolution_peak(precision)
         found = measure(ways, net, batch, turns, steps)
-        peak = max(peak, convolution_peak(precision))  # the machine drifts
+        peak = max(peak, convolution_peak(precision))  # the machine drifts: the better of before and after
         flops = gflop_a_view(net)
         for way, one in found.items():
-            if not one["seconds"]:
+            if "failed" in one:
                 print(f"| {net}, {batch} x 2 | {way} | failed: {one['failed'][-80:]} | | | | |", flush=True)
                 continue
             rates = sorted(2 * batch / seconds for seconds in one["seconds"])
             mine = found["TwoViews, MoCo v2" if "MoCo" in way else "TwoViews"]
             # turn by turn, since the machine drifts by more than some differences: each is set against ours of the same moment
-            ratio = times(one["seconds"], mine["seconds"])
-            share = f"{flops * statistics.median(rates) / peak:.0%}" if "MoCo" not in way else ""
-            print(
-                f"| {net}, {batch} x 2 | {way} | {statistics.median(rates):,.0f} | {rates[0]:,.0f}-{rates[-1]:,.0f} | {ratio:.2f} x "
-                f"| {share} | {one['GiB']:.1f} |",
-                flush=True,
-            )
+            one["faster"] = times(one["seconds"], mine["seconds"]) if "failed" not in mine else math.nan
+            one["share"] = flops * statistics.median(rates) / peak
+            share = "" if "MoCo" in way else f"{one['share']:.0%}"
+            spread = f"{statistics.median(rates):,.0f} | {rates[0]:,.0f}-{rates[-1]:,.0f}"
+            print(f"| {net}, {batch} x 2 | {way} | {spread} | {one['faster']:.2f} x | {share} | {one['GiB']:.1f} |", flush=True)
         views = views_share(batch)
-        step = statistics.median(found["TwoViews"]["seconds"])
-        print(f"| | views of a step | | | {views / step:.1%} of ours | | |", flush=True)
-        figures[net] = {"batch": batch, "gflop_a_view": flops, "views_s": views, "ways": found}
+        of = "" if "failed" in found["TwoViews"] else f"{views / statistics.median(found['TwoViews']['seconds']):.1%} of ours"
+        print(f"| | views of a step | | | {of} | {peak:.0f} GFLOP/s | |", flush=True)
+        figures[net] = {"batch": batch, "gflop_a_view": flops, "peak_gflops": peak, "views_s": views, "ways": found}
+        if arguments.json:  # now: what comes may fail
+            arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     net, batch = MEMORY
     if not arguments.small and net in arguments.nets.split(","):
         found = measure(["TwoViews", "second seed's way"], net, batch, 1, 1)
         ours, theirs = (one["GiB"] for one in found.values())
-        said = f"{ours:.2f} GiB; the second seed's way {theirs:.2f} GiB: ours is {ours / theirs:.2f} of it"
+        said = f"{ours:.2f} GiB; the second seed's way {theirs:.2f} GiB: ours is {ours / (theirs or math.nan):.2f} of it"
         print(f"\npeak memory of {net}, {batch} x 2: {said}")
         figures["memory"] = found
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+        if arguments.json:
+            arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from tiny import environment
@@ -52,7 +54,9 @@ def test_one_that_fails_does_not_stop_the_others_and_is_named(scripts: Path, cap
     assert f"bench: {bench.ALL[1]} failed" in err
 
 
-def test_on_a_gpu_it_is_the_epoch_that_is_measured_there(scripts: Path) -> None:
+def test_on_a_gpu_it_is_the_epoch_that_is_measured_there(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "PEERS", ("nosuchpeer",))  # which it needs none of
+    monkeypatch.setattr(bench.device, "choose", lambda **_: None)
     (bench.SCRIPTS / "epoch.py").write_text(SCRIPT.replace("{code}", "0"))
     assert main(["bench", "device=cuda", f"runs_dir={scripts}"]) == 0
     (place,) = scripts.iterdir()
@@ -63,8 +67,26 @@ def test_on_a_gpu_it_is_the_epoch_that_is_measured_there(scripts: Path) -> None:
 def test_the_job_alone_is_given_the_data(scripts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "what='views,job'", f"data_dir={tmp_path}", f"runs_dir={scripts}"]) == 0
     assert capsys.readouterr().out.count(f"['--data-dir', '{tmp_path}']") == 1
-    assert main(["bench", "what=job", f"data_dir={tmp_path / 'nowhere'}"]) == 2
-    assert "no such file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["what=job", "data_dir=nowhere"], "data_dir=nowhere: no such file or folder"),
+        (["what=views", "data_dir=."], "it is the job that reads data"),
+        (["threads=1"], "bench threads=1: the benchmarks choose that themselves: expected what, small"),
+        (["device=cuda"], "device=cuda: this machine has none"),
+        (["device=cuda", "what=steps"], "on a GPU it is epoch that is measured"),
+        (["device=mps", "what=epoch"], "on a GPU it is epoch that is measured"),
+    ],
+)
+def test_what_no_benchmark_takes_is_refused(
+    scripts: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["bench", *words, f"runs_dir={scripts}"]) == 2
+    assert said in capsys.readouterr().err
+    assert not scripts.exists()
 
 
 def test_what_is_missing_is_said(
@@ -77,6 +99,34 @@ def test_what_is_missing_is_said(
     assert main(["bench"]) == 2
     assert "in the checkout" in capsys.readouterr().err
     assert not scripts.exists()
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module that the benchmarks share."""
+    monkeypatch.syspath_prepend(str(bench.SCRIPTS))
+    return importlib.import_module("measure")
+
+
+def test_rivals_take_turns_and_each_turn_is_set_against_its_own(measure: ModuleType) -> None:
+    order: list[str] = []
+    seconds, given = measure.in_turn({"ours": lambda: order.append("ours"), "theirs": lambda: order.append("theirs") or len(order)}, 3)
+    assert order == ["ours", "theirs"] * 3
+    assert given == {"ours": None, "theirs": 6}
+    assert [len(seconds[name]) for name in ("ours", "theirs")] == [3, 3]
+    assert measure.times([2.0, 20.0, 9.0], [1.0, 10.0, 3.0]) == 2.0  # not 9 / 3, the medians' ratio
+    assert measure.said([1.0, 3.0, 2.0]) == "2.00 (1.00-3.00)"
+    assert measure.said([2.0], ".1f") == "2.0"
+
+
+def test_peak_memory_is_seen_and_put_back(measure: ModuleType) -> None:
+    before = measure.peak_gib(reset=True)
+    held = bytearray(2**28)
+    held[::4096] = b"x" * len(held[::4096])
+    assert measure.peak_gib() >= before + 0.24
+    del held
+    if Path("/proc/self/clear_refs").exists():
+        assert measure.peak_gib(reset=True) < before + 0.1
 
 
 def test_every_benchmark_is_there_and_starts(tmp_path: Path) -> None:

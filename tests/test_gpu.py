@@ -143,6 +143,29 @@ def test_a_gpu_compiles_the_forward_and_keeps_channels_last(monkeypatch: pytest.
     assert "force_layout_optimization" in torch._inductor.list_options()
 
 
+def test_muons_step_has_the_layout_of_its_weight() -> None:
+    """Or a GPU would add each by a kernel of its own."""
+    updates = [torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last), torch.randn(8, 4, 3, 3), torch.randn(5, 7), torch.randn(5)]
+    assert [step.stride() for step in optim.directions(updates)] == [update.stride() for update in updates]
+
+
+def test_views_of_a_dozen_batch_sizes_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and the probes have whole and last batches of their own, and torch gives up at the ninth shape by default."""
+    torch._dynamo.reset()
+    made = views(3)
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):  # put back after the test
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            patch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+            patch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+            for name in ("allow_tf32", "benchmark"):
+                patch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
+            assert device.choose(device="cuda", threads=torch.get_num_threads(), precision="auto", compile="auto").compile
+        compiled = torch.compile(made.__call__, backend="eager", dynamic=False, fullgraph=True)
+        for n in range(2, 14):
+            assert len(compiled(torch.zeros(n, 3, 32, 32, dtype=torch.uint8), made.draw(0, 0, n))[0]) == n
+
+
 def test_a_step_that_waits_would_be_seen() -> None:
     with on_a_gpu() as watch:
         x = torch.zeros(4)

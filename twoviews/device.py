@@ -65,8 +65,7 @@ def choose(*, device: str, threads: int | None, precision: str, compile: str | b
         raise ValueError(
             f"device={device}: this machine has none (or this torch, {torch.__version__}, was built without it): use device=auto"
         )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = threads or cores
+    threads = threads or cores()
     torch.set_num_threads(threads)
     if precision == "auto":
         precision = "bf16" if has_bf16(device) else "fp32"
@@ -82,7 +81,14 @@ def choose(*, device: str, threads: int | None, precision: str, compile: str | b
         torch.set_float32_matmul_precision("high")  # TF32
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+        # important: torch gives up at the ninth shape, and training and probes have batches of a dozen sizes, whole and last ones
+        torch._dynamo.config.recompile_limit = 64
     return Machine(torch.device(device), threads, precision, bool(compile))
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> bool:

@@ -165,8 +165,15 @@ def _moving(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[li
 
 
 def directions(updates: list[Tensor]) -> list[Tensor]:
-    """Muon's step of each weight: orthogonal, times sqrt(outputs / inputs) where it has more outputs; vectors as they are."""
-    return [orthogonal(u.flatten(1)).view(u.shape) * max(1, len(u) / u[0].numel()) ** 0.5 if u.ndim > 1 else u for u in updates]
+    """Muon's step of each weight, in its layout: orthogonal, times sqrt(outputs / inputs) where that is above 1; vectors as they are."""
+    steps = []
+    for update in updates:
+        if update.ndim > 1:
+            scale = max(1, len(update) / update[0].numel()) ** 0.5
+            # important: of another layout than its weight, a GPU would add each step by a kernel of its own
+            update = torch.empty_like(update).copy_(orthogonal(update.flatten(1)).view(update.shape) * scale)
+        steps.append(update)
+    return steps
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
