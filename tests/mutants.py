@@ -457,6 +457,8 @@ MUTANTS = [
         "test_probes.py",
     ),
     Mutant("fine-tuning moves the encoder", "probes/finetune.py", "copy.deepcopy(module)", "module", "test_minibatch.py"),
+    Mutant("fine-tuned on a batch of one", "probes/minibatch.py", "per_epoch -= 1", "pass", "test_minibatch.py"),
+    Mutant("a seed of its own for evaluate", "commands/evaluate.py", 'else stored["seed"]', "else cfg.seed", "test_cli.py"),
     Mutant("fine-tuning in MoCo's parts", "probes/finetune.py", "part.splits = 1", "pass", "test_minibatch.py"),
     Mutant("fine-tuning trains the layer alone", "probes/finetune.py", "along=net.parameters()", "along=()", "test_minibatch.py"),
     Mutant(

@@ -756,6 +756,63 @@ def test_the_untrained_net_of_a_transfer_is_the_runs_own(finished: Path, tmp_pat
     assert all(torch.equal(tensor, made[1][name]) for name, tensor in made[0].items())
 
 
+def test_a_run_is_read_out_again_to_the_same_numbers(data: Path, tmp_path: Path, no_report: None) -> None:
+    """By its own seed and precision, whatever the command's defaults are: probes that are trained too."""
+    path = pretrained(data, tmp_path / "runs", "seed=1", "probes=all", "probe_epochs=1")
+    first = {str(row) for row in small.without_times(small.summary(path)["readouts"])}
+    words = [f"run={path}", "threads=1", "compile=false", "device=cpu", "probe_epochs=1"]
+    assert main(["evaluate", *words, "probes=all"]) == 0
+    assert {str(row) for row in small.without_times(small.summary(path)["readouts"])} == first
+    assert main(["evaluate", *words, "seed=2", "probes=linear_sgd"]) == 0
+    again = {str(row) for row in small.without_times(small.summary(path)["readouts"])}
+    assert len(again - first) == 1
+
+
+def test_a_read_out_that_failed_can_be_left_out(
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    real = protocols.read_out
+
+    def failing(probe: str, **how: Any) -> Any:
+        if probe == "low_label":
+            raise FloatingPointError("the loss is nan")
+        return real(probe, **how)
+
+    monkeypatch.setattr(protocols, "read_out", failing)
+    words = small.words(data, tmp_path / "runs", "probes='knn,low_label'")
+    assert main(["pretrain", *words]) != 0
+    path = small.only_run(tmp_path / "runs")
+    assert "not finished" in refused(capsys, "evaluate", f"run={path}", "probes=knn")
+    assert main(["pretrain", f"resume={path}", "probes=knn"]) == 0
+    assert {row["probe"] for row in small.summary(path)["readouts"]} == {"knn"}
+
+
+def test_a_probe_without_a_step_is_refused_before_training(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+    """Test images in SSL make a batch possible that the labelled ones do not fill."""
+    words = small.words(data, tmp_path / "runs", "train_size=100", "train_on=train+val+test", "batch_size=128", "probes='knn,linear_sgd'")
+    said = refused(capsys, "pretrain", *words)
+    assert "linear_sgd has the run's batch of 128" in said
+    assert "100 images" in said
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_weights_are_never_beside_the_summary_of_others(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    path = pretrained(data, tmp_path / "runs", "max_steps=2")
+    assert small.summary(path)["train"]["steps"] == 2
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(readout, "read_outs", stopped)
+        assert main(["pretrain", f"resume={path}"]) != 0
+    assert not (path / runs.SUMMARY).exists()
+    assert main(["pretrain", f"resume={path}"]) == 0
+    assert small.summary(path)["train"]["steps"] == 5
+
+
 def test_a_k_above_the_bank_is_said(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, no_report: None) -> None:
     path = pretrained(data, tmp_path / "runs", "train_size=100", "probes='lightly,wmse'", "batch_size=50")
     assert "kNN with k = 200 is left out: the bank has 100 rows" in capsys.readouterr().out
@@ -838,7 +895,9 @@ def test_probing_at_every_step_trains_to_the_same_weights(data: Path, tmp_path: 
     assert not any(name.startswith("val_knn") for row in runs.metrics(never) for name in row)
 
 
-def test_a_frozen_backbone_is_frozen(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_frozen_backbone_is_frozen(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None, method: str) -> None:
+    """And every read-out can be had of every method; 10 and 320 images leave short batches, which MoCo's parts do not divide."""
     compared: list[str] = []
 
     def state(parts: build.Parts) -> dict[str, Any]:
@@ -861,7 +920,7 @@ def test_a_frozen_backbone_is_frozen(data: Path, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(train, "monitor", watched("monitor", train.monitor, 0))
     monkeypatch.setattr(readout, "read_outs", watched("read-outs", readout.read_outs, 1))
-    pretrained(data, tmp_path / "runs", "probe_every=0.4", "probes=all", "probe_epochs=1")
+    pretrained(data, tmp_path / "runs", "probe_every=0.4", "probes=all", "probe_epochs=1", recipe=RECIPE[method])
     assert compared == ["monitor", "monitor", "read-outs"]
 
 

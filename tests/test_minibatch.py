@@ -268,6 +268,22 @@ def test_fine_tuning_an_encoder_of_moco_is_fine_tuning_the_plain_net() -> None:
     assert {m.splits for m in split.modules() if isinstance(m, SplitBatchNorm)} == {8}
 
 
+def test_fine_tuning_never_meets_a_batch_of_one() -> None:
+    """BatchNorm has no statistics of one image; a probe on a frozen net has no such need."""
+    images, labels = some_images(33), torch.arange(33) % 4
+    sizes: list[int] = []
+    net = nn.Parameter(torch.ones(16))
+    how = replace(SGD, batch_size=32, drop_last=False, epochs=2)
+
+    def features(rows: Tensor, step: int) -> Tensor:
+        sizes.append(len(rows))
+        return images[rows].float().flatten(1)[:, :16] / 255 * net
+
+    fit(features, labels, embed_dim=16, schedule=how, along=[net], **HOW)
+    fit(features, labels, embed_dim=16, schedule=how, **HOW)
+    assert sizes == [32, 32, 32, 1, 32, 1]
+
+
 @pytest.mark.parametrize("cached", [None, 4])
 def test_images_do_not_leave_their_labels(cached: int | None) -> None:
     """Four classes of one colour each: right rows with right labels are solved at once."""

@@ -48,7 +48,12 @@ def objective(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, decay: fl
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("decay", DECAYS)
-def test_o1_the_linear_probe_reaches_scikit_learns_optimum_and_accuracy(decay: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("axes", [6144, 0])
+def test_o1_the_linear_probe_reaches_scikit_learns_optimum_and_accuracy(
+    decay: float, dtype: torch.dtype, axes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Along principal axes, and, as of raw pixels of large images, without."""
+    monkeypatch.setattr("twoviews.probes.linear.AXES_UP_TO", axes)
     scales = torch.logspace(-2, 2, 12, dtype=torch.float64)  # standardisation has to undo them
     (features, labels), (test, test_labels) = (blobs(n, 12, 4, seed=seed, apart=0.7) for n, seed in ((400, 0), (300, 1)))
     features, test = features * scales + 3, test * scales + 3

@@ -61,10 +61,9 @@ def read_outs(
     if len(data.classes) < 2:
         print(f"{data.title}: its images are of one class: there is nothing to read out")
         return []
-    train, val, test, where = _splits(cfg, data, own=data is parts.dataset)
-    changes = {name.removeprefix("probe_"): cfg[name] for name in HOW if name.startswith("probe_")}
-    schedule = partial(protocols.schedule, protocol=cfg.protocol, backbone=cfg.backbone, batch_size=cfg.batch_size, **changes)
-    job = _Job(parts, train, val, test, len(data.classes), schedule, seed, max_steps)
+    check(cfg, probes, data)
+    train, val, test, where = _splits(cfg, data, own=data.digest == parts.dataset.digest)
+    job = _Job(parts, train, val, test, len(data.classes), _schedule(cfg), seed, max_steps)
     votes = {features: protocols.votes(probes, features) for features in ("h", "z")}
     fitted = [name for name in probes if name not in (*protocols.KNN, *protocols.ON_IMAGES)]
     if votes["z"] and "z" not in parts.method.features():
@@ -92,6 +91,28 @@ def read_outs(
             for share in protocols.SHARES.get(probe, (1.0,)):
                 score(kind, "h", job.on_images(probe, share, backbone))
     return rows
+
+
+def check(cfg: Config, probes: tuple[str, ...], data: Dataset) -> None:
+    """Refuse what no probe could be fitted by, before time is spent.
+
+    Raises:
+        ValueError: if a probe that leaves short batches out has a batch larger than the images that it would be fitted on.
+    """
+    rows = len(data.labels) - (len(data.val_rows) if cfg.train_on == "train" else 0)
+    for probe in (name for name in probes if name in protocols.ON_IMAGES and len(data.classes) > 1):
+        how = _schedule(cfg)(probe)
+        if not how.per_epoch(rows):
+            raise ValueError(
+                f"probes={cfg.probes}: {probe} has the run's batch of {how.batch_size} and leaves short ones out, and {data.title} has "
+                f"{rows} images to fit it on: no step could be taken: leave it out, or train in smaller batches"
+            )
+
+
+def _schedule(cfg: Config) -> Callable[..., minibatch.Schedule]:
+    """How each probe of a run is trained, as `protocols.schedule`."""
+    changes = {name.removeprefix("probe_"): cfg[name] for name in HOW if name.startswith("probe_")}
+    return partial(protocols.schedule, protocol=cfg.protocol, backbone=cfg.backbone, batch_size=cfg.batch_size, **changes)
 
 
 @dataclass(frozen=True)

@@ -249,6 +249,11 @@ def _remark(row: dict[str, Any]) -> str:
     return f" ({', '.join(differs + cut)})" if differs + cut else ""
 
 
+def split(summary: dict[str, Any]) -> str:
+    """What a run's own data were read out on: `test`, `val`, or what says more; `` where nothing was read out."""
+    return next((str(row["split"]) for row in summary["readouts"] if "on" not in row), "")
+
+
 def is_headline(row: dict[str, Any]) -> bool:
     """Whether a read-out is one of the two that runs are compared by."""
     return any(wanted.items() <= row.items() for wanted in (_KNN, _SOLVED))

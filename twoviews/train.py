@@ -221,7 +221,8 @@ def monitor(parts: Parts, bar: Progress, done: int) -> dict[str, float]:
     if len(parts.dataset.classes) > 1:
         accuracy = knn(bank, train_labels[rows], queries, val_labels, ks=[k])[k]
         values = {f"val_knn{k}": accuracy, **values}
-        said += f"kNN-{k} on val {100 * accuracy:.1f} %, "
+        learned = parts.labels is not None and len(parts.images) > len(train_labels)
+        said += f"kNN-{k} on val{' (its labels trained on)' if learned else ''} {100 * accuracy:.1f} %, "
     bar.line(f"{said}spread of z {width:.2f}, RankMe {rank:.0f}")
     if width < SPREAD_FLOOR or rank < 2:
         bar.line(f"warning: z is collapsing: its spread is {width:.2f} of 1, its RankMe {rank:.1f} of {z.shape[1]}")

@@ -29,7 +29,9 @@ def run(cfg: Config) -> int:
     of, weights = "trained", path / runs.BACKBONE
     if cfg.load_epoch is not None:
         of, weights = f"epoch_{cfg.load_epoch}", runs.epoch_file(path, cfg.load_epoch)
-    used = {key: cfg[key] for key in ("device", "threads", "precision", "compile", "debug", *readout.HOW)}
+    used = {key: cfg[key] for key in ("device", "threads", "compile", "debug", *readout.HOW)}
+    if "precision" in cfg.given:  # else as the run was trained and read out
+        used["precision"] = cfg.precision
     place = stored["data_dir"] if cfg.transfer else cfg.data_dir or stored["data_dir"]
     run_cfg = Config({**cfg, **stored, **used, "data_dir": place, "init": str(weights)})
     with runs.RunFolder(path) as folder:
@@ -61,17 +63,23 @@ def run(cfg: Config) -> int:
         folder.write(runs.SUMMARY, summary)
     print(table({**summary, "readouts": rows if cfg.load_epoch is not None else summary["readouts"]}))
     if cfg.table:  # the row of what was read out now
-        new = {
-            **summary,
-            "epochs": cfg.load_epoch or summary["epochs"],
-            "readouts": [{**r, "of": "trained"} for r in rows if r["of"] == of],
-        }
+        new = {**summary, "readouts": [{**r, "of": "trained"} for r in rows if r["of"] == of]}
+        if cfg.load_epoch is not None:
+            new |= {"epochs": cfg.load_epoch, "train": _train_until(path, summary["train"], cfg.load_epoch * parts.steps_per_epoch, parts)}
         print(f"\n{formats.markdown(tables.TABLES[cfg.table]([(new, stored)]))}")
     return 0
 
 
 def _said(like: dict[str, Any]) -> str:
     return f" with {', '.join(f'{key}={value}' for key, value in like.items())}" if like else ""
+
+
+def _train_until(path: Path, train: dict[str, Any], steps: int, parts: build.Parts) -> dict[str, Any]:
+    """The `train` entry of a summary as it stood after so many steps: its loss over the last epoch, and its seconds."""
+    rows = runs.metrics(path)[:steps]
+    loss = sum(row["loss"] for row in rows[-parts.steps_per_epoch :]) / parts.steps_per_epoch
+    seconds = next(row["seconds"] for row in reversed(rows) if "seconds" in row)
+    return {**train, "steps": steps, "planned_steps": steps, "loss": loss, "seconds": seconds}
 
 
 def joined(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -88,12 +96,12 @@ def table(summary: dict[str, Any]) -> str:
     rows = summary["readouts"]
     names = list(dict.fromkeys(protocols.protocol(row) for row in rows))
     cells = {(protocols.protocol(row), row["of"]): row["accuracy"] for row in rows}
-    split = rows[0]["split"] if rows else "test"
     marked = f"{summary['method']}{' (uses labels)' if summary['uses_labels'] else ''}"
     kinds = [of for of in dict.fromkeys([*OF, *(row["of"] for row in rows)]) if any(row["of"] == of for row in rows)]
     heads = [of.replace("_", " ") for of in kinds]
+    where = tables.split(summary) or "test"
     lines = [
-        f"\n{summary['dataset']}, {split} accuracy in per cent; {marked} {summary['backbone']}, seed {summary['seed']}\n",
+        f"\n{summary['dataset']}, {where} accuracy in per cent; {marked} {summary['backbone']}, seed {summary['seed']}\n",
         f"| protocol | {' | '.join(heads)} |",
         "|:--" + "|--:" * len(kinds) + "|",
     ]

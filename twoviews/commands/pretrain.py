@@ -18,7 +18,9 @@ from twoviews.config import Config
 from twoviews.methods import METHODS
 from twoviews.probes import protocols
 
-FREE_ON_RESUME = ("resume", "max_steps", "debug", "profile", "runs_dir", "data_dir", "table")  # all else decides the numbers
+FREE_ON_RESUME = (  # all else decides the weights; a read-out that failed can be left out
+    *("resume", "max_steps", "debug", "profile", "runs_dir", "data_dir", "table", "probes", *readout.HOW),
+)
 FROM_MANIFEST = (
     "device",
     "threads",
@@ -70,9 +72,11 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
             parts = build.build(cfg)
             runs.check_data(path, parts.dataset.digest)
             _check_machine(path, parts)
+            readout.check(cfg, probes, parts.dataset)
         else:
             probes = protocols.parse(cfg.probes, cfg.solver)
             parts = build.build(cfg)  # before the folder: what is refused leaves nothing behind
+            readout.check(cfg, probes, parts.dataset)
             words = yaml.safe_dump(dict(cfg), sort_keys=False)
             path = runs.create(Path(cfg.runs_dir), name, words, cfg.run_id, parts.dataset.digest)
             folder = stack.enter_context(runs.RunFolder(path))
@@ -86,10 +90,13 @@ def _train_and_read_out(cfg: Config, parts: build.Parts, probes: tuple[str, ...]
     code, trained = train.fit(cfg, parts, folder)
     if code:
         return code
+    before = runs.read_json(folder.path, runs.SUMMARY)  # of a finished run that was resumed: if nothing was trained, its rows stand
+    if before and before["train"]["steps"] != trained["steps"]:
+        before = {}
+        (folder.path / runs.SUMMARY).unlink()  # important: of other weights than those that follow, should the read-outs not end
     folder.write(runs.BACKBONE, build.backbone_bytes(cfg, parts, folder.identity))
     rows = readout.read_outs(cfg, parts, probes, data=parts.dataset, seed=cfg.seed)
-    before = runs.read_json(folder.path, runs.SUMMARY)  # of a finished run that was resumed: nothing was trained, its rows stand
-    if before and before["train"]["steps"] == trained["steps"]:
+    if before:
         rows = evaluate.joined(before["readouts"], rows)
     earlier = trained.pop("earlier_seconds")
     summary = {

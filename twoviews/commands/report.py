@@ -162,8 +162,8 @@ def _knn_curve(metrics: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
     for of, style in (("raw_pixels", ":"), ("untrained", "--"), ("trained", "-")):
         accuracy = tables.headline(summary, of)
         if accuracy is not None:
-            split = summary["readouts"][0]["split"]
-            axes.axhline(100 * accuracy, color=INK, linewidth=0.9, linestyle=style, label=f"{of.replace('_', ' ')}, {split}, k=10")
+            label = f"{of.replace('_', ' ')}, {tables.split(summary)}, k=10"
+            axes.axhline(100 * accuracy, color=INK, linewidth=0.9, linestyle=style, label=label)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
     return figure

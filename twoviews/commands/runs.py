@@ -44,7 +44,7 @@ def _best(found: list[tuple[Path, dict[str, Any]]]) -> list[Row]:
     best: dict[tuple[str, str], tuple[Path, dict[str, Any]]] = {}
     for path, summary in found:
         if summary:
-            key = (summary["dataset"], _split(summary))
+            key = (summary["dataset"], tables.split(summary))
             if key not in best or (headline(summary) or 0) > (headline(best[key][1]) or 0):
                 best[key] = (path, summary)
     return [_row(path, summary) for path, summary in best.values()]
@@ -90,13 +90,9 @@ def _row(path: Path, summary: dict[str, Any]) -> Row:
 def _about(summary: dict[str, Any]) -> Row:
     return {
         "recipe": summary["recipe"],
-        "data": f"{summary['dataset']}, {_split(summary)}",
+        "data": f"{summary['dataset']}, {tables.split(summary)}",
         "method": summary["method"] + (" (uses labels)" if summary["uses_labels"] else ""),
         "backbone": summary["backbone"],
         "epochs": str(summary["epochs"]),
         "batch": str(summary["batch_size"]),
     }
-
-
-def _split(summary: dict[str, Any]) -> str:
-    return str(summary["readouts"][0]["split"]) if summary["readouts"] else ""

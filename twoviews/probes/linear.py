@@ -16,6 +16,7 @@ from twoviews.progress import Progress
 DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: of equally good ones it is chosen
 ITERATIONS = 100  # of L-BFGS at most; from the chosen solution it ends by itself after 10 to 30
 CHOOSING = 20  # for all decays at once: within 1e-3 of each optimum, a tenth of a point on `val`
+AXES_UP_TO = 6144  # dimensions: above, the axes of raw pixels would take longer than the steps that they save, and then all memory
 ROWS_PER_AXIS = 4  # that the principal axes are taken from: they steer the solver and do not move the optimum
 
 
@@ -101,7 +102,8 @@ class Problem:
     """Multinomial logistic regression on standardised features: mean cross entropy + decay / 2 x ||W||^2.
 
     Convex: one optimum, and no learning rate, batch or number of epochs to choose. Solved by L-BFGS (Liu & Nocedal 1989)
-    along the features' principal axes, each scaled by its curvature: on raw pixels four times fewer evaluations. Several weight decays
+    along the features' principal axes, each scaled by its curvature: on raw pixels four times fewer evaluations (above
+    `AXES_UP_TO` dimensions along the features themselves). Several weight decays
     are solved as one problem, which reads the features once for all of them.
 
     Args:
@@ -120,9 +122,13 @@ class Problem:
         self.mean, std = features.mean(0), features.std(0, correction=0)
         self.std = torch.where(std > 1e-6 * (1 + self.mean.abs()), std, 1.0)  # a constant feature carries nothing
         self.x = (features - self.mean) / self.std
-        some = self.x[:: max(1, len(self.x) // (ROWS_PER_AXIS * self.x.shape[1]))]
-        variance, self.axes = torch.linalg.eigh(some.T @ some / len(some))  # (D,), (D, D): columns
-        self.variance = variance.clamp(min=0)
+        width = self.x.shape[1]
+        self.axes: Tensor | None = None
+        self.variance = self.x.new_ones(width)
+        if width <= AXES_UP_TO:
+            some = self.x[:: max(1, len(self.x) // (ROWS_PER_AXIS * width))]
+            variance, self.axes = torch.linalg.eigh(some.T @ some / len(some))  # (D,), (D, D): columns
+            self.variance = variance.clamp(min=0)
         self.labels, self.classes = labels, classes
 
     def solve(
@@ -186,7 +192,7 @@ class Problem:
             (losses (J,), gradient like w).
         """
         weight, bias = w[..., :-1], w[..., -1:]
-        logits = F.linear(x, (weight @ self.axes.T).flatten(0, 1)).T.contiguous().view(len(w), self.classes, -1) + bias
+        logits = F.linear(x, self._from_axes(weight).flatten(0, 1)).T.contiguous().view(len(w), self.classes, -1) + bias
         logits -= logits.amax(1, keepdim=True)
         of_label = labels.expand(len(w), 1, -1)  # where in `logits` the labels' own are
         own = logits.gather(1, of_label).mean((1, 2))
@@ -196,10 +202,15 @@ class Problem:
         share /= whole
         share.scatter_add_(1, of_label, share.new_full((), -1.0).expand(of_label.shape))  # the gradient of the logits, times N
         share /= len(x)
-        by_weight = (share.flatten(0, 1) @ x).view(weight.shape) @ self.axes + decay[:, None, None] * weight
+        by_weight = (share.flatten(0, 1) @ x).view(weight.shape)
+        by_weight = (by_weight if self.axes is None else by_weight @ self.axes) + decay[:, None, None] * weight
         return loss, torch.cat([by_weight, share.sum(2, keepdim=True)], 2)
+
+    def _from_axes(self, weight: Tensor) -> Tensor:
+        """Weights (..., D) along the principal axes as weights of the standardised features."""
+        return weight if self.axes is None else weight @ self.axes.T
 
     def probe(self, w: Tensor) -> Linear:
         """One solution (classes, D + 1) as a probe on features as they are."""
-        weight = w[:, :-1] @ self.axes.T / self.std
+        weight = self._from_axes(w[:, :-1]) / self.std
         return Linear(weight, w[:, -1] - weight @ self.mean)

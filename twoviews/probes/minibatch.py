@@ -85,8 +85,10 @@ def fit(
         ValueError: if a batch is larger than the set and short ones are left out.
         FloatingPointError: if the loss is not finite at the end.
     """
-    n, batch = len(labels), schedule.batch_size
+    n, batch, along = len(labels), schedule.batch_size, list(along)
     per_epoch = schedule.per_epoch(n)
+    if along and per_epoch > 1 and n % batch == 1 and not schedule.drop_last:
+        per_epoch -= 1  # one image has no statistics for BatchNorm; another is the last in the next epoch
     if not per_epoch:
         raise ValueError(f"{name}: {n} images are less than a batch of {batch}: no step could be taken")
     steps = schedule.epochs * per_epoch
