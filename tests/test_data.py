@@ -503,6 +503,7 @@ def test_images_for_a_net_of_other_channels(loaded: dataset.Dataset) -> None:
     assert all(torch.equal(colour.images[:, c], loaded.images[:, 0]) for c in range(3))
     assert colour.mean == pytest.approx(loaded.mean * 3)
     gray = dataset.with_channels(colour, 1)
+    assert (colour.title, gray.title) == (loaded.title, f"{loaded.title}, gray")
     assert torch.equal(gray.images, loaded.images)
     red = dataclasses.replace(loaded, images=torch.tensor([200, 100, 50], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 4, 4))
     assert dataset.with_channels(red, 1).images.unique().tolist() == [round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)]

@@ -187,6 +187,9 @@ def test_what_is_missing_is_blank_and_what_is_not_comparable_is_marked() -> None
     v2 += [{**r, "learning_rate": 0.01, "epochs": 500, "accuracy": 0.5} for r in later["readouts"] if r.get("solver") == "adam"]
     both = {**later, "readouts": later["readouts"] + v2}
     assert [tables.second_seed([(both, cfg)])[0][c] for c in ("lin precomp", "lin augm")] == ["82.0", "83.0"], "the seed's own first"
+    slow = [{**r, "momentum": 0.5, "accuracy": 0.4} for r in later["readouts"] if r["probe"] == "linear_augm"]
+    assert tables.second_seed([({**later, "readouts": later["readouts"] + slow}, cfg)])[0]["lin augm"] == "83.0"
+    assert tables.second_seed([({**later, "readouts": slow}, cfg)])[0]["lin augm"] == "40.0 (momentum 0.5)"
     (row,) = tables.second_seed([({**later, "readouts": v2}, cfg)])
     assert [row[c] for c in ("lin precomp", "lin augm")] == ["50.0 (500 epochs, rate 0.01)", "50.0 (decay 5e-06)"]
     (row,) = tables.second_seed(

@@ -11,7 +11,7 @@ Run = tuple[dict[str, Any], dict[str, Any]]  # summary, configuration
 
 # Keys in which runs of one recipe may differ and still be seeds of one experiment: the seed, places, and what only watches or reads.
 APART = {
-    *("seed", "runs_dir", "data_dir", "device", "threads", "compile", "debug", "resume", "run_id", "max_steps"),
+    *("seed", "runs_dir", "data_dir", "device", "threads", "compile", "debug", "profile", "resume", "run_id", "max_steps"),
     *("probe_every", "checkpoint_every", "log_interval", "probes", "solver", "protocol", "table"),
     *("probe_epochs", "probe_learning_rate", "probe_momentum", "probe_weight_decay"),
 }
@@ -194,7 +194,7 @@ def _loss(group: list[Run]) -> str:
 
 _KNN = {"probe": "knn", "k": 10, "metric": "cosine", "weights": "uniform"}
 _SOLVED = {"probe": "linear_precomp", "solver": "lbfgs"}
-_STANDARD = {"learning_rate": 0.1, "epochs": 100, "weight_decay": 0.0}  # of the second seed's probes
+_STANDARD = {"learning_rate": 0.1, "epochs": 100, "weight_decay": 0.0, "momentum": 0.9}  # of the second seed's probes
 
 
 def _row(summary: dict[str, Any], of: str = "trained", **wanted: Any) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def _remark(row: dict[str, Any]) -> str:
         return ""
     if row.get("solver") in ("lbfgs", "sklearn"):
         return " (L-BFGS)" if row["solver"] == "lbfgs" else f" (scikit-learn, {row['epochs']} passes)"
-    said = [("epochs", "{} epochs"), ("learning_rate", "rate {:g}"), ("weight_decay", "decay {:g}")]
+    said = [("epochs", "{} epochs"), ("learning_rate", "rate {:g}"), ("weight_decay", "decay {:g}"), ("momentum", "momentum {:g}")]
     differs = [text.format(row[key]) for key, text in said if row[key] != _STANDARD[key]]
     cut = [f"cut at step {row['steps']}"] if "steps" in row else []
     return f" ({', '.join(differs + cut)})" if differs + cut else ""

@@ -149,7 +149,8 @@ def with_channels(dataset: Dataset, channels: int) -> Dataset:
 
     images = change(dataset.images)
     mean, std = _moments(images.numpy())
-    return replace(dataset, images=images, test_images=change(dataset.test_images), mean=mean, std=std)
+    title = dataset.title if channels == 3 else f"{dataset.title}, gray"  # another protocol than in colour; three times gray is not
+    return replace(dataset, title=title, images=images, test_images=change(dataset.test_images), mean=mean, std=std)
 
 
 def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
