@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +315,36 @@ def test_two_trees_of_like_files_have_a_cache_each(tmp_path: Path, monkeypatch: 
     assert digests[0] != digests[1]
     one.write_bytes(two.read_bytes())  # a whole cache of another tree is damage
     assert [read(tmp_path / name).digest() for name in ("one", "two")] == digests
+
+
+class Interrupted(list[Path]):
+    """Paths, at the hundredth of which Ctrl-C is pressed."""
+
+    def __iter__(self) -> Iterator[Path]:
+        for i, path in enumerate(super().__iter__()):
+            if i == 100:
+                raise KeyboardInterrupt
+            yield path
+
+
+@pytest.mark.parametrize("where", ["between two images", "as they are handed out"])
+def test_ctrl_c_waits_for_no_image_that_was_not_begun(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+
+    def slowly(path: Path, size: int | None) -> np.ndarray:
+        opened.append(path)
+        time.sleep(0.02)
+        return np.zeros((3, 8, 8), np.uint8)
+
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folder, "_open", slowly)
+    paths: list[Path] = [tmp_path / f"{i}.png" for i in range(400)]
+    if where == "between two images":
+        monkeypatch.setattr(folder.Progress, "add", pressed)
+    else:
+        paths = Interrupted(paths)
+    with pytest.raises(KeyboardInterrupt):
+        folder._decode(paths, "some images", None)
+    assert len(opened) < 100

@@ -157,7 +157,9 @@ def _images(paths: list[Path], root: Path, title: str, size: int | None) -> tupl
 def _decode(paths: list[Path], title: str, size: int | None) -> tuple[np.ndarray, dict[int, str]]:
     images: np.ndarray | None = None
     bad: dict[int, str] = {}
-    with Progress(f"decode {title}", len(paths), "images") as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with Progress(f"decode {title}", len(paths), "images") as bar, contextlib.ExitStack() as stack:
+        pool = ThreadPoolExecutor(os.cpu_count())
+        stack.callback(pool.shutdown, cancel_futures=True)  # at Ctrl-C, wherever it comes: else all images would be waited for
         for i, pixels in enumerate(pool.map(lambda path: _open(path, size), paths, chunksize=256)):
             bar.add()
             if isinstance(pixels, str):
