@@ -61,11 +61,12 @@ def test_s5_a_folder_in_use_is_refused_with_its_holder_and_free_after_sigkill(tm
     with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match=f"in use by process {holder.pid} on ") as refused, runs.RunFolder(path):
-            pass
-        assert str(path) in str(refused.value)
-        os.kill(holder.pid, signal.SIGKILL)
-        holder.wait()
+        try:
+            with pytest.raises(ValueError, match=f"in use by process {holder.pid} on ") as refused, runs.RunFolder(path):
+                pass
+            assert str(path) in str(refused.value)
+        finally:
+            os.kill(holder.pid, signal.SIGKILL)
     with runs.RunFolder(path) as folder:
         assert f"process {os.getpid()} " in (folder.path / ".lock").read_text()
 
