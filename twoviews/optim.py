@@ -156,7 +156,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _moving(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """A group's parameters that have a gradient, those gradients, and the momentum of each: lists, of which a GPU makes single kernels."""
+    """A group's parameters that have a gradient, those gradients, and the momentum of each: lists, for operations on all at once."""
     params = [p for p in group["params"] if p.grad is not None]
     for p in params:
         if not optimizer.state[p]:

@@ -79,7 +79,7 @@ def fit(
         seed: decides the first weights and the order of the images.
         max_steps: stop after so many steps, the schedule staying as it is; None: all.
         name: for the progress bar.
-        along: parameters to train with the layer: those of a net that is fine-tuned.
+        along: parameters to train with the layer: those of a net that is fine-tuned; a last batch of one image is left out then.
 
     Raises:
         ValueError: if a batch is larger than the set and short ones are left out.
