@@ -32,6 +32,7 @@ from twoviews.device import cpu_name, keep_freed_memory
 WIDTH, TEMPERATURE = 128, 0.5
 ROWS = (512, 2048, 8192, 16_384, 32_768)
 TURNS, SECONDS = 2, 2.0  # of repetitions in a turn; two at least
+ONCE_FROM = 16_384  # rows: one turn, of a minute and more in all
 LARGEST = int(0.9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))  # bytes: what does not fit says so, and is not killed
 
 
@@ -79,7 +80,7 @@ def main() -> int:
     figures: dict[str, Any] = {}
     for rows in ROWS[:2] if arguments.small else ROWS:
         found: dict[str, dict[str, Any]] = {}
-        for who in ("ours", "plain", "lightly") * TURNS:
+        for who in ("ours", "plain", "lightly") * (TURNS if rows < ONCE_FROM else 1):
             done = subprocess.run([sys.executable, __file__, "--one", who, str(rows)], capture_output=True, text=True)
             if done.returncode not in (0, -signal.SIGKILL) and "allocate memory" not in done.stderr:
                 raise RuntimeError(f"{who} at {rows} rows: {done.stderr[-500:]}")

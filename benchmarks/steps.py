@@ -58,9 +58,9 @@ IMAGES, EPOCH, WORKERS, RATE = 4096, 50_000, device.cores(), 0.03
 PREFETCHED = 2 * WORKERS  # batches that a DataLoader has ready before the first step ends
 # net: (batch, turns, counted steps of a turn), and whether MoCo v2 is measured with it too
 NETS = {
-    "resnet18": (128, 3, 3),
-    "thin16": (256, 6, 10),
-    "thin32": (256, 6, 10),
+    "resnet18": (128, 3, 2),
+    "thin16": (256, 3, 10),
+    "thin32": (256, 3, 10),
     "resnet34": (128, 1, 1),
     "resnet50": (128, 1, 1),
 }

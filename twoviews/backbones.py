@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twoviews.norm import norm
+
 WHITEN_EPSILON = 1e-2  # variance added to each direction: keeps the noise of the smallest ones from being blown up
 
 
@@ -30,13 +32,13 @@ def build(name: str, *, in_channels: int, image_size: int) -> tuple[nn.Module, i
     return BACKBONES[name](in_channels, image_size)
 
 
-def _resnet(layers: int) -> Callable[[int, int], tuple[nn.Module, int]]:
+def _resnet(block: str, layers: list[int]) -> Callable[[int, int], tuple[nn.Module, int]]:
     def make(in_channels: int, image_size: int) -> tuple[nn.Module, int]:
         """ResNet (He et al. 2016) under torchvision's key names; up to 64 pixels with the CIFAR stem of SimCLR, appendix B.9:
         3x3 stride-1 convolution, no max-pooling, so that 32 x 32 images give maps of 32, 16, 8, 4 (and 28 x 28: 28, 14, 7, 4)."""
-        from torchvision.models import resnet  # late: torchvision takes a second to import
+        from twoviews import blocks  # late: torchvision takes a second to import
 
-        net = getattr(resnet, f"resnet{layers}")(weights=None)
+        net = blocks.ResNet(getattr(blocks, block), layers)
         embed_dim = net.fc.in_features
         net.fc = nn.Identity()
         if image_size <= 64:
@@ -92,14 +94,13 @@ class ThinResNet(nn.Module):
     """
 
     def __init__(self, *, in_channels: int, widths: Sequence[int], blocks: Sequence[int], stem_stride: int) -> None:
-        from torchvision.models.resnet import BasicBlock
+        from twoviews.blocks import Block
 
         super().__init__()
         if len(widths) != len(blocks):
             raise ValueError(f"expected one number of blocks a stage, got {list(widths)} and {list(blocks)}")
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, stride=stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.relu = nn.ReLU(inplace=True)
         self.stages = len(widths)
         width_in = widths[0]
         for i, (width, depth) in enumerate(zip(widths, blocks, strict=True), start=1):
@@ -109,13 +110,13 @@ class ThinResNet(nn.Module):
                 shortcut = None
                 if stride != 1 or width_in != width:
                     shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
-                stage.append(BasicBlock(width_in, width, stride, shortcut))
+                stage.append(Block(width_in, width, stride, shortcut))
                 width_in = width
             self.add_module(f"layer{i}", nn.Sequential(*stage))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, widths[-1]): the last maps, averaged."""
-        x = self.relu(self.bn1(self.conv1(x)))
+        x = norm(self.bn1, self.conv1(x))
         for i in range(1, self.stages + 1):
             x = self.get_submodule(f"layer{i}")(x)
         return torch.flatten(x.mean((2, 3)), 1)
@@ -129,9 +130,10 @@ def _thin(widths: Sequence[int], blocks: Sequence[int], stem_stride: int) -> Cal
 
 
 BACKBONES: dict[str, Callable[[int, int], tuple[nn.Module, int]]] = {
-    "resnet18": _resnet(18),
-    "resnet34": _resnet(34),
-    "resnet50": _resnet(50),
+    "resnet18": _resnet("Block", [2, 2, 2, 2]),
+    "resnet34": _resnet("Block", [3, 4, 6, 3]),
+    "resnet50": _resnet("Bottleneck", [3, 4, 6, 3]),
     "thin16": _thin((16, 32, 64, 128), (2, 2, 2, 2), 2),
     "thin32": _thin((32, 64, 128), (1, 1, 1), 2),
+    "thin64": _thin((64, 128, 256), (2, 2, 2), 2),
 }

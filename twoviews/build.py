@@ -149,6 +149,8 @@ def views_on(machine: device.Machine, views: Views) -> Callable[[Tensor, Tensor]
 
 def forward_on(machine: device.Machine, method: Method) -> Callable[..., Any]:
     """Forward with loss as this machine runs it: on a GPU one compiled graph, for the backward another."""
+    if machine.device.type == "cpu" and machine.precision == "bf16":
+        native.library(native.NORM)  # compiled now and not within the first step
     # On a CPU the convolutions are oneDNN's either way, and compiling around them gains nothing (docs/performance.md).
     if not machine.compile or machine.device.type != "cuda":
         return method

@@ -96,7 +96,7 @@ RULES: dict[str, Rule] = {
     "recipe": Rule(str, choices=tuple(sorted(f.stem for f in (CONF / "recipe").glob("*.yaml")))),
     "method": Rule(str, choices=METHODS),
     "dataset": Rule(str, choices=("cifar10", "cifar100", "fashion_mnist", "fashion_mini", "folder")),
-    "backbone": Rule(str, choices=("resnet18", "resnet34", "resnet50", "thin16", "thin32")),
+    "backbone": Rule(str, choices=("resnet18", "resnet34", "resnet50", "thin16", "thin32", "thin64")),
     "whiten_stem": Rule(bool),
     "train_on": Rule(str, choices=("train", "train+val", "train+val+test")),
     "train_size": Rule(int, 10, 100_000_000, null=True),

@@ -1,0 +1,212 @@
+"""BatchNorm, shortcut and ReLU in one piece of C++, against torch's: values, gradients, running statistics, what is refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import resnet
+
+from twoviews import backbones, device, native
+from twoviews.momentum import SplitBatchNorm, split_batchnorm
+from twoviews.norm import norm
+
+ULP = 2.0**-8  # the largest rounding of a bfloat16, relative
+
+
+@pytest.fixture(autouse=True)
+def _compiler() -> None:
+    assert device.compiler(), "these tests need g++ or clang++"
+    assert native.library(native.NORM) is not None
+
+
+def maps(seed: int, shape: tuple[int, ...], *, mean: float = 0.0) -> Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + mean
+    return x.bfloat16().contiguous(memory_format=torch.channels_last)
+
+
+def layer(channels: int, parts: int = 1) -> Any:
+    torch.manual_seed(1)
+    bn = SplitBatchNorm(channels, parts) if parts > 1 else nn.BatchNorm2d(channels)
+    nn.init.uniform_(bn.weight, -1.5, 1.5)
+    nn.init.normal_(bn.bias)
+    return bn
+
+
+SHAPES = [(16, 16, 8, 8), (8, 3, 5, 7), (4, 64, 9, 9), (24, 130, 3, 3), (8, 512, 2, 2), (512, 32, 4, 4), (8, 1, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_values_gradients_and_running_statistics_are_those_of_float64(
+    shape: tuple[int, ...], parts: int, relu: bool, shortcut: bool
+) -> None:
+    x, other, grad = maps(0, shape, mean=3.0), maps(1, shape), maps(2, shape)
+    ours, exact = layer(shape[1], parts), layer(shape[1], parts).double()
+    inputs = [t.requires_grad_() for t in ([x, other] if shortcut else [x])]
+    y = norm(ours, *inputs, relu=relu)
+    assert "_Norm" in str(y.grad_fn)
+    assert y.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    y.backward(grad)
+
+    doubles = [t.detach().double().requires_grad_() for t in inputs]
+    before = exact(doubles[0]) + (doubles[1] if shortcut else 0)
+    z = before.relu() if relu else before
+    torch.testing.assert_close(y.double(), z, rtol=ULP, atol=1e-4)
+    # important: where the sum is next to zero the rounded one may be on its other side: there either gradient is right
+    kept = (y.detach() > 0).double() if relu else torch.ones_like(before)
+    assert ((kept > 0) == (before > 0))[before.abs() > 1e-4].all() or not relu
+    before.backward(grad.double() * kept)
+    for mine, theirs in zip(inputs, doubles, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=ULP, atol=2e-5 * float(theirs.grad.abs().max()) + 1e-6)
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(getattr(ours, name).grad.double(), getattr(exact, name).grad, rtol=1e-5, atol=1e-3)
+    for name, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer.double(), exact.get_buffer(name).double(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_channel_far_from_zero_keeps_its_spread() -> None:
+    """Sums of squares would lose it: 256 squared is 65,536, the variance 4."""
+    x = (256 + 2 * torch.randint(-1, 2, (64, 16, 8, 8)).float()).bfloat16().contiguous(memory_format=torch.channels_last)
+    _, mean, variance = native.norm(x, None, torch.ones(16), torch.zeros(16), parts=1, relu=False, epsilon=1e-5)
+    torch.testing.assert_close(mean[0].double(), x.double().mean((0, 2, 3)), rtol=1e-7, atol=0)
+    torch.testing.assert_close(variance[0].double(), x.double().var((0, 2, 3), correction=0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_number_of_threads_changes_nothing_that_is_seen(threads: int) -> None:
+    x, grad = maps(0, (64, 48, 6, 6)), maps(1, (64, 48, 6, 6))
+    numbers = (torch.rand(48) + 0.5, torch.randn(48))
+
+    def run() -> list[Tensor]:
+        y, mean, variance = native.norm(x, None, *numbers, parts=2, relu=True, epsilon=1e-5)
+        by_x, _, *of_weights = native.norm_gradient(grad, x, y, numbers[0], mean, variance, shortcut=False, epsilon=1e-5)
+        return [y, mean, variance, by_x, *of_weights]
+
+    was = torch.get_num_threads()
+    first = run()
+    try:
+        torch.set_num_threads(threads)
+        assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
+    finally:
+        torch.set_num_threads(was)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_so(value: float) -> None:
+    """A diverging run must be seen, not turned into zeros by ReLU."""
+    x = maps(0, (4, 32, 4, 4))
+    x[1, 5, 2, 2] = value
+    y = norm(layer(32), x)
+    assert torch.isnan(y[:, 5]).all()
+    assert torch.isfinite(y[:, [c for c in range(32) if c != 5]]).all()
+    grad = maps(1, (4, 32, 4, 4))
+    grad[0, 3, 0, 0] = float("nan")
+    clean = maps(0, (4, 32, 4, 4), mean=1.0).requires_grad_()
+    norm(layer(32), clean, relu=False).backward(grad)
+    assert clean.grad is not None
+    assert torch.isnan(clean.grad[:, 3]).all()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_a_resnet_is_torchvisions(name: str) -> None:
+    """The same start from the same seed, the same outputs and gradients: bit for bit in float64."""
+    torch.manual_seed(0)
+    ours, _ = backbones.build(name, in_channels=3, image_size=96)
+    torch.manual_seed(0)
+    theirs = getattr(resnet, name)(weights=None)
+    theirs.fc = nn.Identity()
+    x = torch.randn(4, 3, 70, 70).double()
+    nn.init.kaiming_normal_(theirs.conv1.weight, mode="fan_out", nonlinearity="relu")
+    theirs.conv1.load_state_dict(ours.conv1.state_dict())  # ours draws its stem once more
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+    results = []
+    for net in (ours.double(), theirs.double()):
+        out = net(x)
+        out.square().sum().backward()
+        results.append([out, *(p.grad for p in net.parameters()), *net.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(("name", "parts"), [("thin32", 1), ("thin32", 4), ("resnet18", 1)])
+def test_a_step_in_bfloat16_is_as_near_to_float32_as_torchs_own(name: str, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net, _ = backbones.build(name, in_channels=3, image_size=32)
+    split_batchnorm(net, parts)
+    net = net.to(memory_format=torch.channels_last)
+    x = F.avg_pool2d(torch.randn(16, 3, 34, 34), 3, 1).contiguous(memory_format=torch.channels_last) * 3
+
+    def gradient(bf16: bool) -> Tensor:
+        twin = copy.deepcopy(net)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            twin(x).float().square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in twin.parameters() if p.grad is not None])
+
+    exact, fused = gradient(False), gradient(True)
+    monkeypatch.setattr(native, "library", lambda source=native.VIEWS: None)
+    torchs = gradient(True)
+    assert not torch.equal(fused, torchs)  # it was another way
+    assert (fused - exact).norm() < 1.1 * (torchs - exact).norm()
+
+
+def test_what_is_not_for_it_goes_torchs_way() -> None:
+    """Another dtype, layout or mode: the same numbers as torch's operations, bit for bit."""
+    x, other = maps(0, (8, 16, 4, 4)), maps(1, (8, 16, 4, 4))
+    wide = layer(16)
+    for maps_given in ((x.float(), other.float()), (x.contiguous(), other.contiguous())):
+        torch.testing.assert_close(norm(layer(16), *maps_given), F.relu(layer(16)(maps_given[0]) + maps_given[1]), rtol=0, atol=0)
+    torch.testing.assert_close(norm(wide.eval(), x, other), F.relu(layer(16).eval()(x) + other), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        norm(layer(16), x[:1, :, :1, :1].contiguous(memory_format=torch.channels_last))
+    with pytest.raises(ValueError, match="does not divide"):
+        norm(layer(16, 3), x)
+
+
+def _good() -> dict[str, Any]:
+    return {"x": maps(0, (8, 16, 4, 4)), "shortcut": maps(1, (8, 16, 4, 4)), "weight": torch.ones(16), "bias": torch.zeros(16), "parts": 2}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"x": maps(0, (8, 16, 4, 4)).float()},
+        {"x": maps(0, (8, 16, 4, 4)).contiguous()},
+        {"x": maps(0, (8, 16, 4, 4))[:, :8]},
+        {"shortcut": maps(1, (8, 16, 4, 2))},
+        {"shortcut": maps(1, (8, 16, 4, 4)).half()},
+        {"weight": torch.ones(15)},
+        {"bias": torch.zeros(16).double()},
+        {"bias": torch.zeros(32)[::2]},
+        {"parts": 3},
+        {"parts": 0},
+        {"epsilon": 0.0},
+        {"x": torch.empty(8, 16, 4, 4, dtype=torch.bfloat16, device="meta").contiguous(memory_format=torch.channels_last)},
+    ],
+)
+def test_memory_that_is_not_as_it_should_be_is_not_touched(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="BatchNorm: expected bfloat16 maps"):
+        native.norm(**{"relu": True, "epsilon": 1e-5, **_good(), **change})
+
+
+@pytest.mark.parametrize("change", [{"grad": maps(2, (8, 16, 4, 4)).float()}, {"y": maps(2, (8, 16, 2, 4))}, {"weight": torch.ones(8)}])
+def test_nor_is_it_on_the_way_back(change: dict[str, Any]) -> None:
+    x = maps(0, (8, 16, 4, 4))
+    y, mean, variance = native.norm(x, None, torch.ones(16), torch.zeros(16), parts=1, relu=True, epsilon=1e-5)
+    good = {"grad": maps(2, (8, 16, 4, 4)), "x": x, "y": y, "weight": torch.ones(16), "mean": mean, "variance": variance}
+    with pytest.raises(ValueError, match="BatchNorm: expected bfloat16 maps"):
+        native.norm_gradient(**{**good, **change}, shortcut=False, epsilon=1e-5)
+
+
+def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda source=native.VIEWS: None)
+    with pytest.raises(RuntimeError, match=r"norm\.cpp could not be compiled"):
+        native.norm(**_good(), relu=True, epsilon=1e-5)
