@@ -2,7 +2,8 @@
 
     python benchmarks/steps.py [--json FILE] [--nets resnet18,thin32] [--small]
 
-All train the same net with the second seed's head, loss, views and SGD on made images of CIFAR-10's shape that lie in memory:
+All train the same net, the others made of torch's own operations, with the second seed's head, loss, views and SGD on made images of
+CIFAR-10's shape that lie in memory:
 
 - ours: `train.fit` with recipe=simclr_cifar10, as `twoviews pretrain` runs it;
 - the best plain loop that we could write by hand: bfloat16 autocast where the processor multiplies it, channels_last, one forward for
@@ -61,8 +62,8 @@ NETS = {
     "resnet18": (128, 3, 2),
     "thin16": (256, 3, 10),
     "thin32": (256, 3, 10),
-    "resnet34": (128, 1, 1),
-    "resnet50": (128, 1, 1),
+    "resnet34": (64, 1, 1),
+    "resnet50": (64, 1, 1),
 }
 MOCO = ("resnet18", "thin32")
 MEMORY = ("resnet18", 512)  # whose peak memory is looked at

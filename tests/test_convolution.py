@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from twoviews import convolution
-from twoviews.convolution import convolve
+from twoviews import layers
+from twoviews.layers import convolve, hasten
 
 
 @pytest.fixture
@@ -20,7 +20,9 @@ def amx(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def layer(*sizes: int, **how: Any) -> nn.Conv2d:
     torch.manual_seed(0)
-    return nn.Conv2d(*sizes, **{"bias": False, **how}).to(memory_format=torch.channels_last)
+    made = nn.Conv2d(*sizes, **{"bias": False, **how}).to(memory_format=torch.channels_last)
+    hasten(made)
+    return made
 
 
 def maps(*shape: int) -> Tensor:
@@ -88,7 +90,9 @@ def test_what_it_is_not_for_is_torchs(amx: None, how: dict[str, Any], shape: tup
         assert "_Convolution" not in str(convolve(layer(6, 10, 3, **how), maps(*shape)).grad_fn)
 
 
-def test_float32_frozen_weights_and_processors_without_amx_go_torchs_way(amx: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_frozen_weights_and_processors_without_amx_go_torchs_way_and_so_does_what_nobody_hastened(
+    amx: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net, x = layer(6, 10, 3, padding=1), maps(5, 6, 4, 4)
     assert torch.equal(convolve(net, x.float()), net(x.float()))
     with torch.autocast("cpu", torch.bfloat16):
@@ -96,5 +100,7 @@ def test_float32_frozen_weights_and_processors_without_amx_go_torchs_way(amx: No
             assert convolve(net, x).grad_fn is None
         frozen = layer(6, 10, 3, padding=1).requires_grad_(False)
         assert "_Convolution" not in str(convolve(frozen, x).grad_fn)
+        assert layers._by_product(net, x)
+        assert not layers._by_product(nn.Conv2d(6, 10, 3, padding=1, bias=False), x)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        assert not convolution._product(net, x)
+        assert not layers._by_product(net, x)

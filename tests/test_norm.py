@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet
 
-from twoviews import backbones, device, native
+from twoviews import backbones, build, config, device, native
+from twoviews.layers import HASTENED, hasten, norm
 from twoviews.momentum import SplitBatchNorm, split_batchnorm
-from twoviews.norm import norm
 
 ULP = 2.0**-8  # the largest rounding of a bfloat16, relative
 
@@ -34,6 +34,7 @@ def layer(channels: int, parts: int = 1) -> Any:
     bn = SplitBatchNorm(channels, parts) if parts > 1 else nn.BatchNorm2d(channels)
     nn.init.uniform_(bn.weight, -1.5, 1.5)
     nn.init.normal_(bn.bias)
+    hasten(bn)
     return bn
 
 
@@ -145,15 +146,17 @@ def test_a_step_in_bfloat16_is_as_near_to_float32_as_torchs_own(name: str, parts
     net = net.to(memory_format=torch.channels_last)
     x = F.avg_pool2d(torch.randn(16, 3, 34, 34), 3, 1).contiguous(memory_format=torch.channels_last) * 3
 
-    def gradient(bf16: bool) -> Tensor:
+    def gradient(bf16: bool, hastened: bool = False) -> Tensor:
         twin = copy.deepcopy(net)
+        if hastened:
+            hasten(twin)
+        twin = copy.deepcopy(twin)  # as momentum encoders and fine-tuning are made
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             twin(x).float().square().sum().backward()
         return torch.cat([p.grad.flatten() for p in twin.parameters() if p.grad is not None])
 
-    exact, fused = gradient(False), gradient(True)
-    monkeypatch.setattr(native, "library", lambda source=native.VIEWS: None)
-    torchs = gradient(True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    exact, torchs, fused = gradient(False), gradient(True), gradient(True, hastened=True)
     assert not torch.equal(fused, torchs)  # it was another way
     assert (fused - exact).norm() < 1.1 * (torchs - exact).norm()
 
@@ -169,6 +172,17 @@ def test_what_is_not_for_it_goes_torchs_way() -> None:
         norm(layer(16), x[:1, :, :1, :1].contiguous(memory_format=torch.channels_last))
     with pytest.raises(ValueError, match="does not divide"):
         norm(layer(16, 3), x)
+
+
+@pytest.mark.parametrize("words", ["", "precision=fp32", "compile=false"])
+def test_a_run_is_hastened_where_it_may_compile_and_has_bfloat16(words: str) -> None:
+    """The momentum encoder too."""
+    chosen = {"recipe": "moco_thin", "dataset": "fashion_mini", "device": "cpu", "threads": "1", "compile": "auto", "precision": "bf16"}
+    chosen |= dict(word.split("=") for word in words.split())
+    method = build.build(config.load("pretrain", [f"{key}={value}" for key, value in chosen.items()])).method
+    norms = [layer for layer in method.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) > 15
+    assert {getattr(layer, HASTENED, False) for layer in norms} == {not words}
 
 
 def _good() -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twoviews.norm import norm
+from twoviews.layers import norm
 
 WHITEN_EPSILON = 1e-2  # variance added to each direction: keeps the noise of the smallest ones from being blown up
 

@@ -1,4 +1,4 @@
-"""torchvision's ResNet and its blocks, with their keys and their start, in the operations of `convolution.py` and `norm.py`."""
+"""torchvision's ResNet and its blocks, with their keys and their start, made of `layers.py`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.models import resnet
 
-from twoviews.convolution import convolve
-from twoviews.norm import norm
+from twoviews.layers import convolve, norm
 
 
 class Block(resnet.BasicBlock):  # type: ignore[misc]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from twoviews import backbones, device, native, optim, runs
 from twoviews.config import Config
 from twoviews.data.dataset import Dataset, load, steps_per_epoch
+from twoviews.layers import hasten
 from twoviews.methods import METHODS
 from twoviews.methods.base import Method
 from twoviews.probes.embed import embed
@@ -83,6 +84,8 @@ def build(cfg: Config) -> Parts:
         )
     views = build_views(cfg, dataset)
     method = build_method(cfg, dataset, _init_file(cfg)).to(machine.device, machine.dtype).to(memory_format=torch.channels_last)
+    if machine.compile and machine.device.type == "cpu" and machine.precision == "bf16":
+        hasten(method)
     peak = optim.resolve_learning_rate(cfg.learning_rate, cfg.base_learning_rate, cfg.batch_size)
     if cfg.min_learning_rate > peak:
         raise ValueError(f"min_learning_rate={cfg.min_learning_rate}: above the peak rate {peak:g}: choose at most that")
@@ -149,8 +152,6 @@ def views_on(machine: device.Machine, views: Views) -> Callable[[Tensor, Tensor]
 
 def forward_on(machine: device.Machine, method: Method) -> Callable[..., Any]:
     """Forward with loss as this machine runs it: on a GPU one compiled graph, for the backward another."""
-    if machine.device.type == "cpu" and machine.precision == "bf16":
-        native.library(native.NORM)  # compiled now and not within the first step
     # On a CPU the convolutions are oneDNN's either way, and compiling around them gains nothing (docs/performance.md).
     if not machine.compile or machine.device.type != "cuda":
         return method
