@@ -134,17 +134,32 @@ MUTANTS = [
     Mutant("native: no antialias", "pixels.cpp", "std::max(scale, T(1))", "T(1)", "test_native.py"),
     Mutant("native: solarizes the dark", "pixels.cpp", "v >= T(128. / 255)", "v < T(128. / 255)", "test_native.py"),
     Mutant("native: boxes not checked", "native.py", "if not inside.all() or", "if", "test_native.py"),
-    Mutant("resumed with other views", "commands/pretrain.py", 'if by != then.get("views_by"):', "if False:", "test_native.py"),
+    Mutant("resumed with other views", "commands/pretrain.py", "if by != did:", "if False:", "test_native.py"),
     # layers, hastened on a CPU
-    Mutant("norm: ReLU lets every gradient through", "norm.cpp", "!RELU || positive(made[c]) ? from[c] : 0;", "from[c];", "test_norm.py"),
-    Mutant("norm: the shortcut's gradient past ReLU", "norm.cpp", "passed[c] = half;", "passed[c] = from[c];", "test_norm.py"),
-    Mutant("norm: squares about zero", "norm.cpp", "part.set(0, c, wide(x[c]));", "part.set(0, c, 0);", "test_norm.py"),
-    Mutant("norm: NaN rounded away", "norm.cpp", "(bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : nearest", "nearest", "test_norm.py"),
-    Mutant("norm: gradient without the mean's share", "norm.cpp", "* along[c] + level[c]", "* along[c]", "test_norm.py"),
-    Mutant("norm: a last block left out", "norm.cpp", "(rows + BLOCK - 1) / BLOCK;", "std::max<int64_t>(1, rows / BLOCK);", "test_norm.py"),
-    Mutant("norm: the biased variance runs", "layers.py", "variance * (count / (count - 1))", "variance", "test_norm.py"),
-    Mutant("norm: sizes not checked", "native.py", "t.shape == x.shape and t.dtype == torch.bfloat16", "True", "test_norm.py"),
-    Mutant("hastened though compile=false", "build.py", "if machine.compile and machine.device.type == \"cpu\" and", "if", "test_norm.py"),
+    Mutant("norm: ReLU lets every gradient through", "batchnorm.cpp", "positive(out) ? from[c] : 0;", "from[c];", "test_batchnorm.py"),
+    Mutant("norm: the shortcut's gradient past ReLU", "batchnorm.cpp", "passed[c] = half;", "passed[c] = from[c];", "test_batchnorm.py"),
+    Mutant("norm: sums of floats for too long", "batchnorm.cpp", "BLOCK = 64;", "BLOCK = 4096;", "test_batchnorm.py"),
+    Mutant(
+        "norm: NaN rounded away", "batchnorm.cpp", "(bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : nearest", "nearest", "test_batchnorm.py"
+    ),
+    Mutant("norm: gradient without the mean's share", "batchnorm.cpp", "* along[c] + level[c]", "* along[c]", "test_batchnorm.py"),
+    Mutant(
+        "norm: a last block left out",
+        "batchnorm.cpp",
+        "(rows + BLOCK - 1) / BLOCK;",
+        "std::max<int64_t>(1, rows / BLOCK);",
+        "test_batchnorm.py",
+    ),
+    Mutant("norm: the biased variance runs", "layers.py", "variance * (count / (count - 1))", "variance", "test_batchnorm.py"),
+    Mutant("norm: sizes not checked", "batchnorm.py", "t.shape == x.shape and t.dtype == torch.bfloat16", "True", "test_batchnorm.py"),
+    Mutant("hastened though compile=false", "build.py", "hastened = machine.compile and", "hastened =", "test_batchnorm.py"),
+    Mutant(
+        "convolution: a block forgets it",
+        "blocks.py",
+        "convolve(self.conv2, y), _shortcut(self, x))\n\n\nclass Bottle",
+        "self.conv2(y), _shortcut(self, x))\n\n\nclass Bottle",
+        "test_batchnorm.py",
+    ),
     Mutant("convolution: patches without stride", "layers.py", "stride[1] * pixel", "pixel", "test_convolution.py"),
     # backbones
     Mutant(

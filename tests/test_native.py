@@ -267,11 +267,14 @@ def test_a_run_uses_it_where_it_may_compile_and_only_there(tiny: list[str]) -> N
         assert (build.views_on(parts.machine, parts.views) == parts.views.on_cpu) == used
 
 
-def test_a_run_does_not_go_on_with_views_made_by_another(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("what", ["views", "layers"])
+def test_a_run_does_not_go_on_with_what_another_makes(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
     assert main(["pretrain", *tiny, "max_steps=2"]) == 0
     path = only_run(tmp_path / "runs")
-    assert json.loads((path / "manifest.json").read_text())["views_by"] == "torch"
-    change(path, "manifest.json", views_by="C++")
+    assert json.loads((path / "manifest.json").read_text())[f"{what}_by"] == "torch"
+    change(path, "manifest.json", **{f"{what}_by": "C++"})
     capsys.readouterr()
     assert main(["pretrain", f"resume={path}"]) == 2
-    assert "torch makes the views here, C++ did then" in capsys.readouterr().err
+    assert f"torch makes the {what} here, C++ did then" in capsys.readouterr().err

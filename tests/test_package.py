@@ -57,7 +57,7 @@ def test_x5_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Pa
         "conf/recipe/fashion_thin.yaml",
         "assets/fashion_mini.npz.xz",
         "pixels.cpp",
-        "norm.cpp",
+        "batchnorm.cpp",
         "templates/report.html",
     ):
         assert f"twoviews/{kind}" in names

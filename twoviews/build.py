@@ -52,15 +52,8 @@ class Parts:
 
     def embed(self, module: nn.Module, images: Tensor, name: str = "embed") -> Tensor:
         """Features (N, D) of whole images by a frozen module of this run."""
-        return embed(
-            module,
-            images,
-            mean=self.mean,
-            std=self.std,
-            device=self.machine.device,
-            autocast=self.machine.autocast,
-            name=name,
-        )
+        where = {"device": self.machine.device, "autocast": self.machine.autocast}
+        return embed(module, images, mean=self.mean, std=self.std, name=name, **where)
 
 
 def build(cfg: Config) -> Parts:
@@ -83,9 +76,7 @@ def build(cfg: Config) -> Parts:
             f"drop_last=false: the last batch of an epoch would hold one image (of {len(images)}): change batch_size or drop it"
         )
     views = build_views(cfg, dataset)
-    method = build_method(cfg, dataset, _init_file(cfg)).to(machine.device, machine.dtype).to(memory_format=torch.channels_last)
-    if machine.compile and machine.device.type == "cpu" and machine.precision == "bf16":
-        hasten(method)
+    method = placed(machine, build_method(cfg, dataset, _init_file(cfg)))
     peak = optim.resolve_learning_rate(cfg.learning_rate, cfg.base_learning_rate, cfg.batch_size)
     if cfg.min_learning_rate > peak:
         raise ValueError(f"min_learning_rate={cfg.min_learning_rate}: above the peak rate {peak:g}: choose at most that")
@@ -150,6 +141,20 @@ def views_on(machine: device.Machine, views: Views) -> Callable[[Tensor, Tensor]
     return views.on_cpu if by == "C++" else views
 
 
+def layers_by(machine: device.Machine) -> str:
+    """What the layers of a net are on this machine: `C++` (`layers.hasten`) or `torch`'s; kept and compared as `views_by` is."""
+    hastened = machine.compile and machine.device.type == "cpu" and machine.precision == "bf16"
+    return "C++" if hastened and native.library(native.NORM) is not None else "torch"
+
+
+def placed(machine: device.Machine, method: Method) -> Method:
+    """The method where it is to run, as it runs there fastest; changed in place."""
+    method.to(machine.device, machine.dtype).to(memory_format=torch.channels_last)
+    if layers_by(machine) == "C++":
+        hasten(method)
+    return method
+
+
 def forward_on(machine: device.Machine, method: Method) -> Callable[..., Any]:
     """Forward with loss as this machine runs it: on a GPU one compiled graph, for the backward another."""
     # On a CPU the convolutions are oneDNN's either way, and compiling around them gains nothing (docs/performance.md).
@@ -204,16 +209,9 @@ def backbone_bytes(cfg: Config, parts: Parts, run: str) -> bytes:
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.method.backbone.state_dict().items()}
     channels, height = parts.dataset.images.shape[1:3]
-    about = {
-        "backbone": cfg.backbone,
-        "in_channels": str(channels),
-        "image_size": str(height),
-        "mean": " ".join(f"{m:.6f}" for m in parts.mean),
-        "std": " ".join(f"{s:.6f}" for s in parts.std),
-        "recipe": cfg.recipe,
-        "dataset": parts.dataset.title,
-        "run": run,
-    }
+    about = {"backbone": cfg.backbone, "in_channels": str(channels), "image_size": str(height)}
+    about |= {name: " ".join(f"{v:.6f}" for v in values) for name, values in (("mean", parts.mean), ("std", parts.std))}
+    about |= {"recipe": cfg.recipe, "dataset": parts.dataset.title, "run": run}
     about["sha256"] = _tensors_seal(tensors, about)
     # important: one key, because safetensors writes several in a random order: equal runs would have unequal files
     return safetensors_bytes(tensors, metadata={"twoviews": json.dumps(about)})

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from twoviews import native
+from twoviews import batchnorm
 
 HASTENED = "hastened"  # the mark on a layer
 SMALL = 4  # pixels: AMX's tiles have 16 rows, which oneDNN fills along one row of the map
@@ -18,10 +19,10 @@ def hasten(module: nn.Module) -> None:
     """Let the convolutions and BatchNorms of a module take the faster ways below, where those are for them. They round differently.
 
     Args:
-        module: changed in place; copies of it are hastened too.
+        module: changed in place; copies of it are hastened too. Its forward needs `native.library(native.NORM)`.
     """
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.modules.batchnorm._BatchNorm) and native.library(native.NORM)):
+        if isinstance(layer, nn.Conv2d | nn.modules.batchnorm._BatchNorm):
             setattr(layer, HASTENED, True)
 
 
@@ -43,8 +44,8 @@ def convolve(convolution: nn.Conv2d, x: Tensor) -> Tensor:
 def norm(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None = None, *, relu: bool = True) -> Tensor:
     """relu(bn(x) + shortcut).
 
-    Hastened, it is one piece of C++ in train mode (`norm.cpp`): on a processor with AMX torch's own operations between convolutions are
-    nearly half of a thin net's step, most of it waiting for memory. It rounds to bfloat16 once, not after each operation.
+    Hastened, it is one piece of C++ in train mode (`batchnorm.py`): on a processor with AMX torch's own operations between convolutions
+    are nearly half of a thin net's step, most of it waiting for memory. It rounds to bfloat16 once, not after each operation.
 
     Args:
         bn: of C channels; may see the batch in parts (`momentum.SplitBatchNorm`).
@@ -54,7 +55,7 @@ def norm(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None = None, *, relu:
     """
     if _in_one_piece(bn, x, shortcut):
         parts = getattr(bn, "splits", 1)
-        made: tuple[Tensor, Tensor, Tensor] = _Norm.apply(x, shortcut, bn.weight, bn.bias, parts, bn.eps, relu)
+        made: tuple[Tensor, Tensor, Tensor] = batchnorm.Piece.apply(x, shortcut, bn.weight, bn.bias, parts, bn.eps, relu)
         whole, mean, variance = made
         _follow(bn, mean.mean(0), variance.mean(0), x.numel() // x.shape[1] // parts)
         return whole
@@ -84,6 +85,7 @@ class _Convolution(torch.autograd.Function):
         return F.conv2d(x, weight, stride=ctx.stride, padding=ctx.padding)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         out, channels, *kernel = weight.shape
@@ -110,6 +112,8 @@ def _in_one_piece(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None) -> boo
     """It needs two pixels of a channel in every part, which `bn` itself asks for in words."""
     if not getattr(bn, HASTENED, False) or not bn.training or x.device.type != "cpu" or x.dtype != torch.bfloat16:
         return False
+    if not bn.affine or not bn.track_running_stats or bn.momentum is None:
+        return False
     parts = getattr(bn, "splits", 1)
     maps = [x] if shortcut is None else [x, shortcut]
     alike = all(t.shape == x.shape and t.dtype == x.dtype and t.is_contiguous(memory_format=torch.channels_last) for t in maps)
@@ -126,21 +130,3 @@ def _follow(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> N
     bn.running_mean.lerp_(mean, bn.momentum)
     bn.running_var.lerp_(variance * (count / (count - 1)), bn.momentum)
     bn.num_batches_tracked.add_(1)
-
-
-class _Norm(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, shortcut: Tensor | None, weight: Tensor, bias: Tensor, parts: int, epsilon: float, relu: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        y, mean, variance = native.norm(x, shortcut, weight, bias, parts=parts, relu=relu, epsilon=epsilon)
-        ctx.save_for_backward(x, y if relu else None, weight, mean, variance)
-        ctx.shortcut, ctx.epsilon = shortcut is not None, epsilon
-        ctx.mark_non_differentiable(mean, variance)
-        return y, mean, variance
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        by = native.norm_gradient(grad, *ctx.saved_tensors, shortcut=ctx.shortcut, epsilon=ctx.epsilon)
-        return *by, None, None, None

@@ -1,4 +1,4 @@
-"""The C++ parts, `pixels.cpp`, `norm.cpp` and `probes/knn.cpp`: compiled once for this machine, kept in the cache, called on tensors."""
+"""The C++ parts, `pixels.cpp`, `batchnorm.cpp`, `probes/knn.cpp`: compiled once for this machine, kept in the cache, called on tensors."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from twoviews.device import compiler, cpu_name
 
-VIEWS, NORM, KNN = "pixels.cpp", "norm.cpp", "probes/knn.cpp"
+VIEWS, NORM, KNN = "pixels.cpp", "batchnorm.cpp", "probes/knn.cpp"
 # Loops become vector code only where a minimum may ignore NaN and signed zeros and no operation can trap; nothing in views and features is
-# NaN or infinite. Not -ffast-math, which has all of these: linked into a library it would flush small numbers to zero in the whole process.
+# NaN or infinite, and `batchnorm.cpp` tells those by their bits. Not -ffast-math, which has all of these: linked into a library it would
+# flush small numbers to zero in the whole process.
 FLAGS = [
     *("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp-simd", "-ffp-contract=fast"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffinite-math-only"),
@@ -39,7 +40,7 @@ class Shape(ctypes.Structure):
 
 
 class Sizes(ctypes.Structure):
-    """The struct of the same name in `norm.cpp`."""
+    """The struct of the same name in `batchnorm.cpp`."""
 
     _fields_ = [*((name, ctypes.c_int64) for name in ("parts", "rows", "channels", "threads")), ("epsilon", ctypes.c_double)]
 
@@ -98,80 +99,6 @@ def view(images: Tensor, table: Tensor, *, size: int, blur_kernel: int, cubic: b
     return out.permute(0, 3, 1, 2)
 
 
-def norm(
-    x: Tensor, shortcut: Tensor | None, weight: Tensor, bias: Tensor, *, parts: int, relu: bool, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """BatchNorm by the statistics of x, a shortcut's sum and ReLU, on torch's number of threads.
-
-    Args:
-        x: (N, C, H, W) bfloat16, channels_last, on the CPU.
-        shortcut: the same shape and kind, or None.
-        weight, bias: (C,) float32.
-        parts: of the batch, one after another, each with its own statistics; divides N.
-        relu: whether what is below zero becomes zero.
-        epsilon: added to variances, > 0.
-
-    Returns:
-        (y like x; means (parts, C) float32; variances, of the population (parts, C)).
-
-    Raises:
-        ValueError: if a tensor has another form: memory is read and written unchecked below.
-        RuntimeError: if there is no library, or it ran out of memory.
-    """
-    sizes = _sizes([x] if shortcut is None else [x, shortcut], [weight, bias], parts, epsilon)
-    y = torch.empty_like(x)
-    mean = torch.empty(parts, x.shape[1])
-    variance = torch.empty_like(mean)
-    pointers = [t if t is None else t.data_ptr() for t in (x, shortcut, y, weight, bias, mean, variance)]
-    if _norm_library().norm_forward(*pointers, relu, sizes):
-        raise RuntimeError("BatchNorm: out of memory")
-    return y, mean, variance
-
-
-def norm_gradient(
-    grad: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, mean: Tensor, variance: Tensor, *, shortcut: bool, epsilon: float
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Gradients of `norm` by x, by the shortcut where there was one, by weight and by bias.
-
-    Args:
-        grad: by y: (N, C, H, W) bfloat16, channels_last.
-        x, weight, epsilon: what `norm` was given.
-        y, mean, variance: what it returned; y is None where there was no ReLU.
-        shortcut: whether there was one.
-
-    Raises:
-        ValueError, RuntimeError: as `norm`.
-    """
-    sizes = _sizes([x, grad] if y is None else [x, grad, y], [weight, mean[0], variance[0]], len(mean), epsilon)
-    by_x, by_shortcut = torch.empty_like(x), torch.empty_like(x) if shortcut else None
-    by_weight, by_bias = torch.empty_like(weight), torch.empty_like(weight)
-    tensors = (x, y, grad, by_x, by_shortcut, weight, mean, variance, by_weight, by_bias)
-    if _norm_library().norm_backward(*(t if t is None else t.data_ptr() for t in tensors), sizes):
-        raise RuntimeError("BatchNorm: out of memory")
-    return by_x, by_shortcut, by_weight, by_bias
-
-
-def _norm_library() -> ctypes.CDLL:
-    found = library(NORM)
-    if found is None:
-        raise RuntimeError("norm.cpp could not be compiled on this machine")
-    return found
-
-
-def _sizes(maps: Sequence[Tensor], channels: Sequence[Tensor], parts: int, epsilon: float) -> Sizes:
-    x = maps[0]
-    fits = x.ndim == 4 and x.numel() > 0 and parts >= 1 and len(x) % parts == 0 and epsilon > 0
-    for t in maps:
-        fits = fits and t.shape == x.shape and t.dtype == torch.bfloat16 and t.is_contiguous(memory_format=torch.channels_last)
-    for t in channels:
-        fits = fits and t.shape == x.shape[1:2] and t.dtype == torch.float32 and t.is_contiguous()
-    if not fits or any(t.device.type != "cpu" for t in (*maps, *channels)):
-        shapes = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in (*maps, *channels))
-        raise ValueError(f"BatchNorm: expected bfloat16 maps in channels_last, float32 numbers a channel, on the CPU, got {shapes}")
-    count, width, height, length = x.shape
-    return Sizes(parts, count // parts * height * length, width, torch.get_num_threads(), epsilon)
-
-
 def neighbours(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]] | None:
     """The k nearest rows of the bank, on torch's number of threads, or None where tensors or machine are not for this.
 
@@ -220,7 +147,7 @@ _views = [_POINTER, _POINTER, _POINTER, _NUMBER, Shape, _POINTER, _POINTER, _NUM
 _search = [_POINTER, _POINTER, _POINTER, ctypes.c_double, *[_NUMBER] * 4, _POINTER, _POINTER, _NUMBER]
 ARGUMENTS: dict[str, dict[str, list[Any]]] = {
     VIEWS: {"views_float": _views, "views_double": _views},
-    NORM: {"norm_forward": [*[_POINTER] * 7, _NUMBER, Sizes], "norm_backward": [*[_POINTER] * 10, Sizes]},
+    NORM: {"norm_forward": [*[_POINTER] * 7, _NUMBER, Sizes], "norm_backward": [*[_POINTER] * 11, _NUMBER, Sizes]},
     KNN: {"search_float": _search, "search_double": _search},
 }
 

@@ -197,7 +197,7 @@ def _splits(cfg: Config, data: Dataset, *, own: bool) -> tuple[Split, Split, Spl
 
 def _modules(cfg: Config, parts: build.Parts, of: str) -> dict[str, Mapping[str, nn.Module | None]]:
     """What is read out, each with its modules for h and z; pixels are their own features."""
-    untrained = build.build_method(cfg, parts.dataset).to(parts.machine.device, parts.machine.dtype).to(memory_format=torch.channels_last)
+    untrained = build.placed(parts.machine, build.build_method(cfg, parts.dataset))
     return {"raw_pixels": {"h": None}, "untrained": untrained.features(), of: parts.method.features()}
 
 

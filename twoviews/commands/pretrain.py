@@ -168,14 +168,14 @@ def _resumed(cfg: Config, path: Path) -> Config:
 
 
 def _check_machine(path: Path, parts: build.Parts) -> None:
-    """Refuse to go on with views of another maker; another torch is only said: its kernels may round otherwise."""
+    """Refuse to go on with views or layers of another maker; another torch is only said: its kernels may round otherwise."""
     then = runs.read_json(path, runs.MANIFEST)
-    by = build.views_by(parts.machine)
-    if by != then.get("views_by"):
-        raise ValueError(
-            f"resume={path}: {by} makes the views here, {then.get('views_by')} did then: "
-            "a run goes on bit for bit on the machine it began on"
-        )
+    for what, by in (("views", build.views_by(parts.machine)), ("layers", build.layers_by(parts.machine))):
+        did = then.get(f"{what}_by", "torch")
+        if by != did:
+            raise ValueError(
+                f"resume={path}: {by} makes the {what} here, {did} did then: a run goes on bit for bit on the machine it began on"
+            )
     before = then.get("versions", {}).get("torch", torch.__version__)
     if before != torch.__version__:
         print(f"torch {torch.__version__} goes on with a run of torch {before}: not bit for bit what that would have given")
@@ -201,6 +201,7 @@ def _manifest(cfg: Config, parts: build.Parts) -> dict[str, Any]:
         precision=machine.precision,
         compile=machine.compile,
         views_by=build.views_by(machine),
+        layers_by=build.layers_by(machine),
         data=parts.dataset.title,
         skipped_files=list(parts.dataset.skipped),
         data_digest=parts.dataset.digest,
