@@ -136,9 +136,15 @@ MUTANTS = [
     Mutant("native: boxes not checked", "native.py", "if not inside.all() or", "if", "test_native.py"),
     Mutant("resumed with other views", "commands/pretrain.py", "if by != did:", "if False:", "test_native.py"),
     # layers, hastened on a CPU
-    Mutant("norm: ReLU lets every gradient through", "batchnorm.cpp", "positive(out) ? from[c] : 0;", "from[c];", "test_batchnorm.py"),
+    Mutant(
+        "norm: ReLU lets every gradient through",
+        "batchnorm.cpp",
+        "!RELU || positive(made[c]) ? from[c] : 0;",
+        "from[c];",
+        "test_batchnorm.py",
+    ),
     Mutant("norm: the shortcut's gradient past ReLU", "batchnorm.cpp", "passed[c] = half;", "passed[c] = from[c];", "test_batchnorm.py"),
-    Mutant("norm: sums of floats for too long", "batchnorm.cpp", "BLOCK = 64;", "BLOCK = 4096;", "test_batchnorm.py"),
+    Mutant("norm: sums of floats for too long", "batchnorm.cpp", "BLOCK = 256;", "BLOCK = 4096;", "test_batchnorm.py"),
     Mutant(
         "norm: NaN rounded away", "batchnorm.cpp", "(bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : nearest", "nearest", "test_batchnorm.py"
     ),

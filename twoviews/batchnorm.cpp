@@ -1,7 +1,6 @@
 // BatchNorm in train mode and what follows it, a shortcut's sum and ReLU, as one piece: two passes over memory forward and two backward,
 // where torch's operations take five and seven. Maps are bfloat16 and channels_last: rows are pixels, columns channels. Sums are float
 // within a block of rows, double over blocks. What was NaN stays NaN: bits say so, not comparisons, which FLAGS let the compiler drop.
-// Without a shortcut what ReLU let through is worked out again from x on the way back, and y need not be kept.
 
 #include <algorithm>
 #include <cmath>
@@ -12,9 +11,9 @@
 
 namespace {
 
-// Rows of a block. A product of two bfloat16 has 16 bits, and a sum of 64 of them six more: where a channel lies far from zero, so that
+// Rows of a block. A product of two bfloat16 has 16 bits, and a sum of 256 of them eight more: where a channel lies far from zero, so that
 // its mean's square is to be taken away from the mean of squares, they have one exponent, and a float's 24 bits hold the sum exactly.
-constexpr int64_t BLOCK = 64;
+constexpr int64_t BLOCK = 256;
 constexpr int64_t COLUMNS = 128;  // a row is made as wide, where rows pair up: so many sums wait for each other less
 
 struct Sizes {
@@ -38,7 +37,7 @@ inline uint16_t narrow(float x) {  // to the nearest, of two to the even one
 
 inline bool positive(uint16_t half) { return int16_t(half) > 0; }
 
-// What a channel is multiplied by; of the statistics as they are kept, so that it is the same number on the way back.
+// What a channel is multiplied by.
 inline double slope_of(float weight, float variance, double epsilon) { return weight / std::sqrt(variance + epsilon); }
 
 // One part's rows, several side by side where they are narrow, and what its threads need.
@@ -46,13 +45,13 @@ struct Part {
     int64_t rows, channels, columns, threads;
     std::vector<float> sums;      // (threads, 2, columns), of a block
     std::vector<double> totals;   // the same, of all blocks
-    std::vector<float> constant;  // (5, columns), a channel's numbers side by side as its pixels are
+    std::vector<float> constant;  // (4, columns), a channel's numbers side by side as its pixels are
 
     explicit Part(const Sizes& s) : rows(s.rows), channels(s.channels), columns(s.channels), threads(s.threads) {
         while (columns < COLUMNS && rows % 2 == 0) columns *= 2, rows /= 2;
         sums.resize(threads * 2 * columns);
         totals.resize(threads * 2 * columns);
-        constant.resize(5 * columns);
+        constant.resize(4 * columns);
     }
 
     void set(int which, int64_t channel, float value) {
@@ -136,57 +135,48 @@ void forward(const uint16_t* x, const uint16_t* shortcut, uint16_t* y, const flo
 
 template <bool RELU, bool SHORTCUT>
 void backward(const uint16_t* x, const uint16_t* y, const uint16_t* grad, uint16_t* grad_x, uint16_t* grad_shortcut, const float* weight,
-              const float* bias, const float* mean, const float* variance, float* grad_weight, float* grad_bias, const Sizes& sizes) {
+              const float* mean, const float* variance, float* grad_weight, float* grad_bias, const Sizes& sizes) {
     Part part(sizes);
     const int64_t columns = part.columns, pixels = sizes.rows;
-    float *centre = part.constant.data(), *slope = centre + columns, *shift = slope + columns, *along = shift + columns;
-    float* level = along + columns;
+    float *centre = part.constant.data(), *slope = centre + columns, *along = slope + columns, *level = along + columns;
     std::vector<double> of_weight(part.channels), of_bias(part.channels);
     for (int64_t p = 0; p < sizes.parts; p++) {
-        for (int64_t c = 0; c < part.channels; c++) {
-            const double rate = slope_of(weight[c], variance[c], sizes.epsilon);
-            part.set(0, c, mean[c]);
-            part.set(1, c, float(rate));
-            part.set(2, c, float(bias[c] - rate * mean[c]));
-        }
+        for (int64_t c = 0; c < part.channels; c++) part.set(0, c, mean[c]);
         part.sum([&](int64_t r, float* first, float* second) {
-            const uint16_t *row = x + r * columns, *made = RELU && SHORTCUT ? y + r * columns : nullptr, *from = grad + r * columns;
+            const uint16_t *row = x + r * columns, *made = RELU ? y + r * columns : nullptr, *from = grad + r * columns;
             uint16_t* passed = SHORTCUT ? grad_shortcut + r * columns : nullptr;
 #pragma omp simd
             for (int64_t c = 0; c < columns; c++) {
-                const float pixel = wide(row[c]);
-                const uint16_t out = !RELU ? 1 : SHORTCUT ? made[c] : narrow(pixel * slope[c] + shift[c]);
-                const uint16_t half = positive(out) ? from[c] : 0;
+                const uint16_t half = !RELU || positive(made[c]) ? from[c] : 0;
                 if (SHORTCUT) passed[c] = half;
                 first[c] += wide(half);
-                second[c] += wide(half) * (pixel - centre[c]);
+                second[c] += wide(half) * (wide(row[c]) - centre[c]);
             }
         });
         for (int64_t c = 0; c < part.channels; c++) {
             const double inverse = slope_of(1, variance[c], sizes.epsilon), rate = slope_of(weight[c], variance[c], sizes.epsilon);
             of_bias[c] += part.total(0, c);
             of_weight[c] += part.total(1, c) * inverse;
-            part.set(3, c, float(-rate * inverse * inverse * part.total(1, c) / pixels));
-            part.set(4, c, float(-rate * part.total(0, c) / pixels));
+            part.set(1, c, float(rate));
+            part.set(2, c, float(-rate * inverse * inverse * part.total(1, c) / pixels));
+            part.set(3, c, float(-rate * part.total(0, c) / pixels));
         }
         part.walk(
             [&](int64_t r, int64_t) {
-                const uint16_t* row = x + r * columns;
+                const uint16_t *row = x + r * columns, *made = RELU && !SHORTCUT ? y + r * columns : nullptr;
                 const uint16_t* from = (SHORTCUT ? grad_shortcut : grad) + r * columns;  // a shortcut's has been through ReLU
                 uint16_t* by_x = grad_x + r * columns;
 #pragma omp simd
                 for (int64_t c = 0; c < columns; c++) {
-                    const float pixel = wide(row[c]);
-                    const uint16_t out = RELU && !SHORTCUT ? narrow(pixel * slope[c] + shift[c]) : 1;
-                    const float g = positive(out) ? wide(from[c]) : 0;
-                    by_x[c] = narrow(g * slope[c] + (pixel - centre[c]) * along[c] + level[c]);
+                    const float g = !RELU || SHORTCUT || positive(made[c]) ? wide(from[c]) : 0;
+                    by_x[c] = narrow(g * slope[c] + (wide(row[c]) - centre[c]) * along[c] + level[c]);
                 }
             },
             [](int64_t) {});
         const int64_t size = pixels * part.channels;
         x += size, grad += size, grad_x += size, mean += part.channels, variance += part.channels;
         if (SHORTCUT) grad_shortcut += size;
-        if (RELU && SHORTCUT) y += size;
+        if (RELU) y += size;
     }
     std::copy(of_weight.begin(), of_weight.end(), grad_weight);
     std::copy(of_bias.begin(), of_bias.end(), grad_bias);
@@ -207,14 +197,14 @@ extern "C" int norm_forward(const uint16_t* x, const uint16_t* shortcut, uint16_
     return 0;
 }
 
-// y where there were both a shortcut and ReLU, grad_shortcut where there was a shortcut; otherwise none.
+// y is none where there was no ReLU, grad_shortcut none where there was no shortcut.
 extern "C" int norm_backward(const uint16_t* x, const uint16_t* y, const uint16_t* grad, uint16_t* grad_x, uint16_t* grad_shortcut,
-                             const float* weight, const float* bias, const float* mean, const float* variance, float* grad_weight,
-                             float* grad_bias, int64_t relu, Sizes sizes) {
+                             const float* weight, const float* mean, const float* variance, float* grad_weight,
+                             float* grad_bias, Sizes sizes) {
     try {
-        const auto run = relu ? (grad_shortcut ? backward<true, true> : backward<true, false>)
+        const auto run = y ? (grad_shortcut ? backward<true, true> : backward<true, false>)
                               : (grad_shortcut ? backward<false, true> : backward<false, false>);
-        run(x, y, grad, grad_x, grad_shortcut, weight, bias, mean, variance, grad_weight, grad_bias, sizes);
+        run(x, y, grad, grad_x, grad_shortcut, weight, mean, variance, grad_weight, grad_bias, sizes);
     } catch (const std::bad_alloc&) {
         return 1;
     }

@@ -21,8 +21,8 @@ class Piece(torch.autograd.Function):
         ctx: Any, x: Tensor, shortcut: Tensor | None, weight: Tensor, bias: Tensor, parts: int, epsilon: float, relu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         y, mean, variance = forward(x, shortcut, weight, bias, parts=parts, relu=relu, epsilon=epsilon)
-        ctx.save_for_backward(x, y if relu and shortcut is not None else None, weight, bias, mean, variance)
-        ctx.how = {"relu": relu, "shortcut": shortcut is not None, "epsilon": epsilon}
+        ctx.save_for_backward(x, y if relu else None, weight, mean, variance)
+        ctx.how = {"shortcut": shortcut is not None, "epsilon": epsilon}
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
@@ -69,38 +69,24 @@ def forward(
 
 
 def gradient(
-    grad: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    *,
-    relu: bool,
-    shortcut: bool,
-    epsilon: float,
+    grad: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, mean: Tensor, variance: Tensor, *, shortcut: bool, epsilon: float
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Gradients of `forward` by x, by the shortcut where there was one, by weight and by bias.
 
     Args:
         grad: by y: (N, C, H, W) bfloat16, channels_last.
-        x, weight, bias, relu, epsilon: what `forward` was given.
-        y, mean, variance: what it returned; y may be None unless there were both ReLU and a shortcut.
+        x, weight, epsilon: what `forward` was given.
+        y, mean, variance: what it returned; y is None where there was no ReLU.
         shortcut: whether there was one.
 
     Raises:
         ValueError, RuntimeError: as `forward`.
     """
-    both = relu and shortcut
-    if both and y is None:
-        raise ValueError("BatchNorm: ReLU after a shortcut: its output is needed")
-    maps = [x, grad, y] if both and y is not None else [x, grad]
-    sizes = _sizes(maps, [weight, bias], [mean, variance], len(mean), epsilon)
+    sizes = _sizes([x, grad] if y is None else [x, grad, y], [weight], [mean, variance], len(mean), epsilon)
     by_x, by_shortcut = torch.empty_like(x), torch.empty_like(x) if shortcut else None
-    by_weight, by_bias = torch.empty_like(weight), torch.empty_like(bias)
-    tensors = (x, y if both else None, grad, by_x, by_shortcut, weight, bias, mean, variance, by_weight, by_bias)
-    if _library().norm_backward(*(t if t is None else t.data_ptr() for t in tensors), relu, sizes):
+    by_weight, by_bias = torch.empty_like(weight), torch.empty_like(weight)
+    tensors = (x, y, grad, by_x, by_shortcut, weight, mean, variance, by_weight, by_bias)
+    if _library().norm_backward(*(t if t is None else t.data_ptr() for t in tensors), sizes):
         raise RuntimeError("BatchNorm: out of memory")
     return by_x, by_shortcut, by_weight, by_bias
 

@@ -147,7 +147,7 @@ _views = [_POINTER, _POINTER, _POINTER, _NUMBER, Shape, _POINTER, _POINTER, _NUM
 _search = [_POINTER, _POINTER, _POINTER, ctypes.c_double, *[_NUMBER] * 4, _POINTER, _POINTER, _NUMBER]
 ARGUMENTS: dict[str, dict[str, list[Any]]] = {
     VIEWS: {"views_float": _views, "views_double": _views},
-    NORM: {"norm_forward": [*[_POINTER] * 7, _NUMBER, Sizes], "norm_backward": [*[_POINTER] * 11, _NUMBER, Sizes]},
+    NORM: {"norm_forward": [*[_POINTER] * 7, _NUMBER, Sizes], "norm_backward": [*[_POINTER] * 10, Sizes]},
     KNN: {"search_float": _search, "search_double": _search},
 }
 
