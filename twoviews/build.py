@@ -52,8 +52,8 @@ class Parts:
 
     def embed(self, module: nn.Module, images: Tensor, name: str = "embed") -> Tensor:
         """Features (N, D) of whole images by a frozen module of this run."""
-        where = {"device": self.machine.device, "autocast": self.machine.autocast}
-        return embed(module, images, mean=self.mean, std=self.std, name=name, **where)
+        how: dict[str, Any] = {"device": self.machine.device, "autocast": self.machine.autocast, "name": name}
+        return embed(module, images, mean=self.mean, std=self.std, **how)
 
 
 def build(cfg: Config) -> Parts:
