@@ -42,7 +42,7 @@ def forward(
     relu: bool,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """BatchNorm by the statistics of x, a shortcut's sum and ReLU, on torch's number of threads.
+    """BatchNorm by the statistics of x (Ioffe & Szegedy 2015, algorithm 1), a shortcut's sum and ReLU, on torch's number of threads.
 
     Args:
         x: (N, C, H, W) bfloat16, channels_last, on the CPU.
@@ -71,7 +71,7 @@ def forward(
 def gradient(
     grad: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, mean: Tensor, variance: Tensor, *, shortcut: bool, epsilon: float
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Gradients of `forward` by x, by the shortcut where there was one, by weight and by bias.
+    """Gradients of `forward` by x, by the shortcut where there was one, by weight and by bias (section 3 there).
 
     Args:
         grad: by y: (N, C, H, W) bfloat16, channels_last.
