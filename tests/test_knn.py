@@ -192,6 +192,7 @@ def test_d5_a_class_that_the_bank_lacks_is_a_miss() -> None:
         ({"bank": torch.ones(0, 2), "bank_labels": torch.zeros(0, dtype=torch.int64)}, "rows of the bank"),
         ({"bank": torch.full((10, 2), float("nan"))}, "NaN"),
         ({"queries": torch.full((4, 2), float("inf"))}, "infinite"),
+        ({"bank": torch.full((10, 2), -float("inf"))}, "infinite"),
     ],
 )
 def test_knn_refuses_what_does_not_fit(changes: dict[str, Any], message: str) -> None:

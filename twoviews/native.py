@@ -30,6 +30,7 @@ FLAGS = [
 ]
 OPENMP = "-fopenmp"  # torch's own threads: threads of another make would share the cores with them while they wait for work
 COLUMNS = 16  # of the table of choices
+ROWS_OF_MEAN = 4096  # of a bank, about
 WIDEST = 2**16 - 1  # features whose sum of products of 8-bit codes fits 32 bits
 
 
@@ -118,8 +119,8 @@ def neighbours(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str])
     if found is None:
         return None
     bank, queries = bank.contiguous(), queries.contiguous()
-    mean = bank.mean(0, dtype=torch.float64)
-    largest = float(max(bank.abs().max(), queries.abs().max()))
+    mean = bank[:: max(1, len(bank) // ROWS_OF_MEAN)].mean(0, dtype=torch.float64)  # any centre serves; near the mean, codes are finest
+    largest = max(abs(float(extreme)) for x in (bank, queries) for extreme in torch.aminmax(x))
     out = {metric: (torch.empty(len(queries), k, dtype=torch.int64), torch.empty(len(queries), k, dtype=bank.dtype)) for metric in metrics}
     places = [[out[metric][i].data_ptr() if metric in out else None for metric in ("cosine", "euclidean")] for i in (0, 1)]
     run = found.search_double if bank.dtype == torch.float64 else found.search_float

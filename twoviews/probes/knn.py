@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from twoviews import native
+from twoviews.probes.embed import finite
 
 KS = (1, 5, 10, 20, 200)
 METRICS = ("cosine", "euclidean")
@@ -52,7 +53,7 @@ def search(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str] = ME
         raise ValueError(f"knn: expected every k in [1, {len(bank)}] (the rows of the bank), got {k}")
     if not metrics or not set(metrics) <= set(METRICS):
         raise ValueError(f"knn: expected metric cosine or euclidean, got {', '.join(map(repr, metrics))}")
-    if not (torch.isfinite(bank).all() and torch.isfinite(queries).all()):
+    if not (finite(bank) and finite(queries)):
         raise ValueError("knn: features hold NaN or infinite values")
     if native.fast_products() and (found := native.neighbours(bank, queries, k=k, metrics=metrics)):
         return {metric: Neighbours(*both) for metric, both in found.items()}

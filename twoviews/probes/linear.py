@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from twoviews.probes.embed import finite
 from twoviews.progress import Progress
 
 DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: of equally good ones it is chosen
@@ -117,7 +118,7 @@ class Problem:
     def __init__(self, features: Tensor, labels: Tensor, classes: int) -> None:
         if features.ndim != 2 or len(features) != len(labels) or not len(labels):
             raise ValueError(f"linear: expected features (N, D) and labels (N,), got {tuple(features.shape)} and {tuple(labels.shape)}")
-        if not torch.isfinite(features).all():
+        if not finite(features):
             raise ValueError("linear: features hold NaN or infinite values")
         self.mean, std = features.mean(0), features.std(0, correction=0)
         self.std = torch.where(std > 1e-6 * (1 + self.mean.abs()), std, 1.0)  # a constant feature carries nothing
