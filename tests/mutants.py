@@ -166,7 +166,18 @@ MUTANTS = [
         "self.conv2(y), _shortcut(self, x))\n\n\nclass Bottle",
         "test_batchnorm.py",
     ),
-    Mutant("convolution: patches without stride", "layers.py", "stride[1] * pixel", "pixel", "test_convolution.py"),
+    Mutant("convolution: neighbours without zeros between", "layers.py", "(ctx.width + padding[1])", "ctx.width", "test_convolution.py"),
+    Mutant(
+        "convolution: maps begin between steps", "layers.py", "ctx.out_pitch * stride[1]", "ctx.width + padding[1]", "test_convolution.py"
+    ),
+    Mutant("convolution: a batch that does not divide", "layers.py", "math.gcd(len(x), TOGETHER)", "TOGETHER", "test_convolution.py"),
+    Mutant(
+        "convolution: zeros are taken for pixels",
+        "layers.py",
+        "[:, :, :, :width].transpose",
+        "[:, :, :, -width:].transpose",
+        "test_convolution.py",
+    ),
     # backbones
     Mutant(
         "stem pads by two",

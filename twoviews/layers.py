@@ -109,14 +109,15 @@ def _beside(x: Tensor, together: int, pitch: int) -> Tensor:
     """(N, C, H, W) to (N / together, C, H, together x pitch): maps side by side, zeros behind each."""
     n, channels, height, width = x.shape
     out = x.new_zeros(n // together, height, together, pitch, channels)
-    out[:, :, :, :width] = x.permute(0, 2, 3, 1).unflatten(0, (-1, together)).transpose(1, 2)
+    out[:, :, :, :width] = x.permute(0, 2, 3, 1).reshape(-1, together, height, width, channels).transpose(1, 2)
     return out.flatten(2, 3).permute(0, 3, 1, 2)
 
 
 def _apart(x: Tensor, together: int, width: int) -> Tensor:
     """(N / together, C, H, together x pitch) to (N, C, H, width), the opposite."""
-    maps = x.permute(0, 2, 3, 1).unflatten(2, (together, -1))[:, :, :, :width]
-    return maps.transpose(1, 2).flatten(0, 1).permute(0, 3, 1, 2)
+    rows, channels, height, _ = x.shape
+    maps = x.permute(0, 2, 3, 1).reshape(rows, height, together, -1, channels)[:, :, :, :width].transpose(1, 2)
+    return maps.reshape(rows * together, height, width, channels).contiguous().permute(0, 3, 1, 2)
 
 
 def _in_one_piece(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None) -> bool:
