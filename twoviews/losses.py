@@ -88,7 +88,7 @@ def _starts(z: Tensor) -> range:
 def _tile(z: Tensor, start: int, temperature: float) -> Tensor:
     """Logits of some anchors against all rows, -inf against themselves."""
     anchors = z[start : start + max(1, TILE // len(z))]
-    logits = anchors @ z.T / temperature
+    logits = (anchors @ z.T).div_(temperature)
     own = torch.arange(len(anchors), device=z.device)
     logits[own, own + start] = float("-inf")
     return logits
