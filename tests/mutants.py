@@ -166,11 +166,28 @@ MUTANTS = [
         "self.conv2(y), _shortcut(self, x))\n\n\nclass Bottle",
         "test_batchnorm.py",
     ),
+    Mutant("convolution: each map alone", "layers.py", "padding, math.gcd(len(x), TOGETHER)", "padding, 1", "test_convolution.py"),
+    Mutant(
+        "convolution: never side by side on the way forward", "layers.py", "out_width > NARROWEST", "out_width > 0", "test_convolution.py"
+    ),
+    Mutant(
+        "convolution: the padding of the height", "layers.py", "(ctx.width + padding[1])", "(ctx.width + padding[0])", "test_convolution.py"
+    ),
+    Mutant("convolution: zeros for one pixel", "layers.py", "(ctx.width + padding[1])", "(ctx.width + 1)", "test_convolution.py"),
+    Mutant(
+        "finite: only the largest", "probes/embed.py", "for extreme in torch.aminmax(x))", "for extreme in [x.max()])", "test_probes.py"
+    ),
     Mutant("convolution: neighbours without zeros between", "layers.py", "(ctx.width + padding[1])", "ctx.width", "test_convolution.py"),
     Mutant(
         "convolution: maps begin between steps", "layers.py", "ctx.out_pitch * stride[1]", "ctx.width + padding[1]", "test_convolution.py"
     ),
-    Mutant("convolution: a batch that does not divide", "layers.py", "math.gcd(len(x), TOGETHER)", "TOGETHER", "test_convolution.py"),
+    Mutant(
+        "convolution: a batch that does not divide",
+        "layers.py",
+        "padding, math.gcd(len(x), TOGETHER)",
+        "padding, TOGETHER",
+        "test_convolution.py",
+    ),
     Mutant(
         "convolution: zeros are taken for pixels",
         "layers.py",

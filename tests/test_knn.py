@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
 import numpy as np
@@ -190,9 +191,11 @@ def test_d5_a_class_that_the_bank_lacks_is_a_miss() -> None:
         ({"queries": torch.ones(0, 2), "query_labels": torch.zeros(0, dtype=torch.int64)}, "labels"),
         ({"queries": torch.ones(4, 3)}, "expected features"),
         ({"bank": torch.ones(0, 2), "bank_labels": torch.zeros(0, dtype=torch.int64)}, "rows of the bank"),
-        ({"bank": torch.full((10, 2), float("nan"))}, "NaN"),
-        ({"queries": torch.full((4, 2), float("inf"))}, "infinite"),
-        ({"bank": torch.full((10, 2), -float("inf"))}, "infinite"),
+        *(
+            ({name: torch.eye(rows, 2).masked_fill(torch.eye(rows, 2) == 1, bad)}, "NaN or infinite")
+            for name, rows in (("bank", 10), ("queries", 4))
+            for bad in (math.nan, math.inf, -math.inf)
+        ),
     ],
 )
 def test_knn_refuses_what_does_not_fit(changes: dict[str, Any], message: str) -> None:

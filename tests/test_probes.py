@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from twoviews.backbones import ThinResNet
 from twoviews.probes import minibatch, protocols
 from twoviews.probes.diagnostics import alignment, confusion, per_class, rankme, spread, uniformity
-from twoviews.probes.embed import embed, pixels
+from twoviews.probes.embed import embed, finite, pixels
 from twoviews.probes.linear import DECAYS, Linear, Problem, linear, saga
 from twoviews.probes.minibatch import Schedule
 from twoviews.rules import RULES
@@ -201,6 +201,15 @@ def test_accuracy_is_the_share_of_right_rows() -> None:
     probe = Linear(torch.eye(3), torch.tensor([0.0, 0.0, 0.5]))
     assert probe.accuracy(torch.eye(3), torch.tensor([0, 1, 2])) == 1.0
     assert probe.accuracy(torch.zeros(4, 3), torch.tensor([2, 2, 2, 0])) == 0.75
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_finite_sees_one_entry_among_others(bad: float) -> None:
+    x = torch.arange(12.0).view(3, 4) - 6
+    assert finite(x)
+    assert finite(x[:0])
+    x[1, 2] = bad
+    assert not finite(x)
 
 
 @pytest.mark.parametrize(

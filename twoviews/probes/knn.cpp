@@ -39,7 +39,7 @@ inline Floats load(const std::vector<float>& column, int64_t row) {
     return out;
 }
 
-// A row x about the bank's mean as low + step * code, and how far that is from it.
+// A row x about a centre, near the bank's mean, as low + step * code, and how far that is from it.
 struct Rounded {
     double low, step, codes = 0, error = 0, norm = 0, reach;  // codes: their sum; error, norm: of x - x^ and of x^; reach: the most of sqrt(D) |x^|
 
@@ -303,8 +303,8 @@ int search(const T* bank, const T* queries, const double* mean, double scale, in
 
 }  // namespace
 
-// Bank (rows, width), queries (count, width) and the bank's mean (width,) in; of each wanted metric, in the order cosine, euclidean, the k
-// nearest rows (count, k) and their cosine or minus their distance out. 0, or 1 where memory ran out.
+// Bank (rows, width), queries (count, width) and a centre (width,), best the bank's mean, in; of each wanted metric, in the order cosine,
+// euclidean, the k nearest rows (count, k) and their cosine or minus their distance out. 0, or 1 where memory ran out.
 extern "C" int search_float(const float* bank, const float* queries, const double* mean, double scale, int64_t rows, int64_t count,
                             int64_t width, int64_t k, int64_t* const* out_rows, float* const* out_similarity, int64_t threads) {
     return search(bank, queries, mean, scale, rows, count, width, k, out_rows, out_similarity, threads);
