@@ -159,7 +159,7 @@ def test_importing_every_module_does_nothing_that_is_seen(tmp_path: Path) -> Non
     modules = ["twoviews", *(f"twoviews.{name.removesuffix('.py').replace('/', '.')}" for name in NAMES if "__" not in name)]
     script = """
 import importlib, os, signal, sys, warnings
-import numpy, torch
+import numpy, torch, torchvision  # the last sets TORCHINDUCTOR_CACHE_DIR
 warnings.simplefilter("error")
 def state():
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
