@@ -63,7 +63,11 @@ def embed(
 
 
 def finite(x: Tensor) -> bool:
-    """Whether no entry is NaN or infinite, by one pass that keeps nothing: the extremes are not finite either where one entry is not."""
+    """Whether no entry is NaN or infinite, by one pass that keeps nothing: the extremes are not finite either where one entry is not.
+
+    Args:
+        x: of any shape, floating point; may be empty.
+    """
     return not x.numel() or all(math.isfinite(extreme) for extreme in torch.aminmax(x))
 
 
