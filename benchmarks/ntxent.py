@@ -27,7 +27,8 @@ import torch
 from measure import peak_gib, said
 
 from twoviews import losses
-from twoviews.device import cpu_name, keep_freed_memory
+from twoviews.device import cpu_name
+from twoviews.memory import keep_freed_memory
 
 WIDTH, TEMPERATURE = 128, 0.5
 ROWS = (512, 2048, 8192, 16_384, 32_768)

@@ -15,7 +15,7 @@ CIFAR-10's shape that lie in memory:
 
 Each way has a process of its own, with a thread a core, and they take turns, so that a drift of the machine hits all alike. A turn's
 first step is not counted, nor, where steps are short, those whose batches were prefetched meanwhile. Ours and the plain loop keep the
-memory that they free (`device.keep_freed_memory`), the others are as they are documented; the peak memory is that of the main process.
+memory that they free (`memory.keep_freed_memory`), the others are as they are documented; the peak memory is that of the main process.
 The convolution peak is that of 3x3 ones, forward and backward, in the precision of ours, at the best of ResNet-18's four shapes: the
 better of one before and one after each net's turns.
 """
@@ -49,7 +49,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from views import GRAY, JITTER, SCALE, second_seed_transform
 
-from twoviews import backbones, build, config, device, native, runs, train
+from twoviews import backbones, build, config, device, memory, native, runs, train
 from twoviews.data import READERS
 from twoviews.data.arrays import Arrays
 from twoviews.heads import mlp
@@ -277,7 +277,7 @@ def serve(way: str, net: str, batch: int) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(WORKERS)  # all alike, as ours asks for
     if way == "plain loop":  # the best by hand has it; the seed and lightly are as they are documented; ours asks for it itself
-        device.keep_freed_memory()
+        memory.keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch:
         ours = turns_of_ours(*parts_of_ours(net, batch, OURS[way]), Path(scratch)) if way in OURS else None
         loop = None if ours else WAYS[way](net, batch)
@@ -339,7 +339,7 @@ def _answer(child: subprocess.Popen[str], steps: int | None) -> str:
 
 def convolution_peak(precision: str) -> float:
     """GFLOP/s of 3x3 convolutions, forward and backward, channels_last: the best of ResNet-18's shapes."""
-    device.keep_freed_memory()
+    memory.keep_freed_memory()
     best = 0.0
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     for channels, side in ((64, 32), (128, 16), (256, 8), (512, 4)):

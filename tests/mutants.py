@@ -156,33 +156,45 @@ MUTANTS = [
         "std::max<int64_t>(1, rows / BLOCK);",
         "test_batchnorm.py",
     ),
-    Mutant("norm: the biased variance runs", "layers.py", "variance * (count / (count - 1))", "variance", "test_batchnorm.py"),
+    Mutant(
+        "norm: the biased variance runs", "layers.py", "variances.mean(0) * (count / (count - 1))", "variances.mean(0)", "test_batchnorm.py"
+    ),
     Mutant("norm: sizes not checked", "batchnorm.py", "t.shape == x.shape and t.dtype == torch.bfloat16", "True", "test_batchnorm.py"),
     Mutant("hastened though compile=false", "build.py", "hastened = machine.compile and", "hastened =", "test_batchnorm.py"),
     Mutant(
         "convolution: a block forgets it",
         "blocks.py",
-        "convolve(self.conv2, y), _shortcut(self, x))\n\n\nclass Bottle",
-        "self.conv2(y), _shortcut(self, x))\n\n\nclass Bottle",
+        "y = norm_convolve(self.bn2, self.conv3, y)",
+        "y = self.conv3(norm(self.bn2, y))",
         "test_batchnorm.py",
     ),
-    Mutant("convolution: each map alone", "layers.py", "padding, math.gcd(len(x), TOGETHER)", "padding, 1", "test_convolution.py"),
+    Mutant("convolution: each map alone", "layers.py", "math.gcd(len(x), TOGETHER) if narrow", "1 if narrow", "test_convolution.py"),
     Mutant(
-        "convolution: never side by side on the way forward", "layers.py", "out_width > NARROWEST", "out_width > 0", "test_convolution.py"
+        "convolution: never side by side on the way forward", "layers.py", "or width > NARROWEST", "or width > 0", "test_convolution.py"
     ),
     Mutant(
-        "convolution: the padding of the height", "layers.py", "(ctx.width + padding[1])", "(ctx.width + padding[0])", "test_convolution.py"
+        "convolution: the padding of the height",
+        "layers.py",
+        "(x.shape[3] + how.padding[1])",
+        "(x.shape[3] + how.padding[0])",
+        "test_convolution.py",
     ),
-    Mutant("convolution: zeros for one pixel", "layers.py", "(ctx.width + padding[1])", "(ctx.width + 1)", "test_convolution.py"),
-    Mutant("convolution: neighbours without zeros between", "layers.py", "(ctx.width + padding[1])", "ctx.width", "test_convolution.py"),
+    Mutant("convolution: zeros for one pixel", "layers.py", "(x.shape[3] + how.padding[1])", "(x.shape[3] + 1)", "test_convolution.py"),
     Mutant(
-        "convolution: maps begin between steps", "layers.py", "ctx.out_pitch * stride[1]", "ctx.width + padding[1]", "test_convolution.py"
+        "convolution: neighbours without zeros between", "layers.py", "(x.shape[3] + how.padding[1])", "x.shape[3]", "test_convolution.py"
+    ),
+    Mutant(
+        "convolution: maps begin between steps",
+        "layers.py",
+        "pitch * how.stride[1])\n    kind",
+        "x.shape[3] + how.padding[1])\n    kind",
+        "test_convolution.py",
     ),
     Mutant(
         "convolution: a batch that does not divide",
         "layers.py",
-        "padding, math.gcd(len(x), TOGETHER)",
-        "padding, TOGETHER",
+        "math.gcd(len(x), TOGETHER) if narrow",
+        "TOGETHER if narrow",
         "test_convolution.py",
     ),
     Mutant(
@@ -194,6 +206,57 @@ MUTANTS = [
     ),
     Mutant(
         "finite: only the largest", "probes/embed.py", "for extreme in torch.aminmax(x))", "for extreme in [x.max()])", "test_probes.py"
+    ),
+    Mutant(
+        "between: kept after all",
+        "layers.py",
+        "ctx.epsilon, ctx.how = epsilon, how\n",
+        "ctx.epsilon, ctx.how, ctx.between = epsilon, how, between\n",
+        "test_convolution.py",
+    ),
+    Mutant(
+        "between: a block forgets it",
+        "blocks.py",
+        "y = norm_convolve(self.bn1, self.conv2, convolve(self.conv1, x))\n        return",
+        "y = convolve(self.conv2, norm(self.bn1, convolve(self.conv1, x)))\n        return",
+        "test_batchnorm.py",
+    ),
+    Mutant("between: made by other statistics", "batchnorm.cpp", "if (!known) {", "if (true) {", "test_batchnorm.py"),
+    Mutant("between: the gradient is not written over", "batchnorm.py", "grad if in_place else", "", "test_batchnorm.py"),
+    Mutant(
+        "between: its BatchNorm's statistics stand",
+        "layers.py",
+        "    y, means, variances = made\n    _follow(bn, means, variances, x)",
+        "    y, means, variances = made",
+        "test_convolution.py",
+    ),
+    # memory
+    Mutant(
+        "places: nothing is kept", "memory.cpp", "idle.emplace(found->second, place);", "munmap(place, found->second);", "test_memory.py"
+    ),
+    Mutant("places: one much too large is taken", "memory.cpp", "fit->first <= WIDER * size", "true", "test_memory.py"),
+    Mutant("places: of the size alone", "memory.cpp", "fit->first <= WIDER * size", "fit->first == size", "test_memory.py"),
+    Mutant("places: too small ones stay", "memory.cpp", "give_back(size, fit);", "", "test_memory.py"),
+    Mutant("places: all small ones go", "memory.cpp", "if (size >= bytes) return;", "", "test_memory.py"),
+    Mutant("places: larger ones make room too", "memory.cpp", "give_back(size, fit);", "give_back(size, idle.end());", "test_memory.py"),
+    Mutant("places: where memory ends it ends", "memory.cpp", "give_back(SIZE_MAX, idle.end());", "", "test_memory.py"),
+    Mutant("places: in use and idle at once", "memory.cpp", "        idle.erase(fit);\n", "", "test_memory.py"),
+    Mutant(
+        "places: two threads at once",
+        "memory.cpp",
+        "    std::lock_guard<std::mutex> lock(mutex);\n    const auto fit",
+        "    const auto fit",
+        "test_memory.py",
+    ),
+    Mutant(
+        "places: a fork keeps the lock",
+        "memory.cpp",
+        "[] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); }",
+        "nullptr, nullptr, nullptr",
+        "test_memory.py",
+    ),
+    Mutant(
+        "places: one library for every torch", "native.py", "version, torch.__version__, *machine", "version, *machine", "test_memory.py"
     ),
     # backbones
     Mutant(
@@ -551,7 +614,7 @@ MUTANTS = [
         "alignment(a, a)",
         "test_cli.py::test_the_summary_has_accuracies_of_each_class_and_says_how_the_features_lie",
     ),
-    Mutant("freed memory goes back", "device.py", "mallopt(mmap_max, 0)", "mallopt(mmap_max, 65536)", "test_device.py"),
+    Mutant("freed memory goes back", "memory.py", "mallopt(mmap_max, 0)", "mallopt(mmap_max, 65536)", "test_memory.py"),
     Mutant("seeds of other recipes in one mean", "tables.py", "if key not in APART", "if False", "test_tables.py"),
 ]
 

@@ -23,6 +23,7 @@ GROUND: dict[str, set[str]] = {
     "native": {"device"},
     "pixels": set(),
     "batchnorm": {"native"},
+    "memory": {"native"},
     "layers": {"batchnorm", "native"},
     "blocks": {"layers"},
     "backbones": {"blocks", "layers"},

@@ -143,9 +143,11 @@ def test_a_resnet_is_torchvisions(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize(("name", "parts", "beside"), [("thin32", 1, 6), ("thin32", 4, 6), ("thin16", 1, 15), ("resnet50", 1, 28)])
+@pytest.mark.parametrize(
+    ("name", "parts", "beside", "wide"), [("thin32", 1, 6, 1), ("thin32", 4, 6, 1), ("thin16", 1, 15, 2), ("resnet50", 1, 28, 14)]
+)
 def test_a_step_in_bfloat16_is_as_near_to_float32_as_torchs_own(
-    name: str, parts: int, beside: int, monkeypatch: pytest.MonkeyPatch
+    name: str, parts: int, beside: int, wide: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     net, _ = backbones.build(name, in_channels=3, image_size=32)
@@ -164,10 +166,11 @@ def test_a_step_in_bfloat16_is_as_near_to_float32_as_torchs_own(
 
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     taken: list[Any] = []
-    real = layers._Convolution.apply
-    monkeypatch.setattr(layers._Convolution, "apply", lambda *given: taken.append(given) or real(*given))
+    real = layers._gradients
+    monkeypatch.setattr(layers, "_gradients", lambda *given, **how: taken.append(given[3].together) or real(*given, **how))
     exact, torchs, fused = gradient(False), gradient(True), gradient(True, hastened=True)
-    assert len(taken) == beside  # every convolution to maps of 8 x 8 and below
+    assert taken.count(16) == beside  # every convolution to maps of 8 x 8 and below
+    assert taken.count(1) == wide  # those to wider ones, if BatchNorm and ReLU are before them
     assert not torch.equal(fused, torchs)  # it was another way
     assert (fused - exact).norm() < 1.1 * (torchs - exact).norm()
 
@@ -246,6 +249,30 @@ def test_nor_is_it_on_the_way_back(change: dict[str, Any]) -> None:
     of = {"grad": maps(2, (8, 16, 4, 4)), "x": good["x"], "y": y, "weight": good["weight"], "mean": mean, "variance": variance}
     with pytest.raises(ValueError, match="BatchNorm: "):
         batchnorm.gradient(**{**of, **change}, shortcut=True, epsilon=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"x": maps(0, (8, 16, 4, 4)).float()}, {"bias": torch.zeros(15)}, {"mean": torch.zeros(2, 16)}])
+def test_nor_is_it_when_made_again(change: dict[str, Any]) -> None:
+    good = {"x": maps(0, (8, 16, 4, 4)), **{name: torch.ones(16) for name in ("weight", "bias")}}
+    good |= {name: torch.ones(1, 16) for name in ("mean", "variance")}
+    with pytest.raises(ValueError, match="BatchNorm: expected bfloat16 maps"):
+        batchnorm.again(**{**good, **change}, epsilon=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_made_again_it_is_the_same_and_its_gradient_may_be_written_over(shape: tuple[int, ...], parts: int) -> None:
+    x, grad, numbers = maps(0, shape, mean=3.0), maps(1, shape), (torch.randn(shape[1]), torch.randn(shape[1]))
+    y, mean, variance = batchnorm.forward(x, None, *numbers, parts=parts, relu=True, epsilon=1e-5)
+    kept = mean.clone(), variance.clone()
+    assert torch.equal(batchnorm.again(x, *numbers, mean, variance, epsilon=1e-5), y)
+    assert torch.equal(mean, kept[0])
+    assert torch.equal(variance, kept[1])
+    of = (x, y, numbers[0], mean, variance)
+    expected = batchnorm.gradient(grad, *of, shortcut=False, epsilon=1e-5)
+    found = batchnorm.gradient(grad, *of, shortcut=False, epsilon=1e-5, in_place=True)
+    assert found[0] is grad
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True) if a is not None and b is not None)
 
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from twoviews import layers
-from twoviews.layers import convolve, hasten
+from twoviews import batchnorm, layers
+from twoviews.layers import convolve, hasten, norm, norm_convolve
+from twoviews.momentum import SplitBatchNorm
 
 AMX = torch.cpu._is_amx_tile_supported()
 
@@ -142,3 +144,83 @@ def test_float32_frozen_weights_and_processors_without_amx_go_torchs_way_and_so_
         assert "_Convolution" not in str(convolve(nn.Conv2d(6, 10, 3, padding=1, bias=False), x).grad_fn)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         assert "_Convolution" not in str(convolve(net, x).grad_fn)
+
+
+def normed(channels: int, parts: int = 1, **how: Any) -> Any:
+    torch.manual_seed(1)
+    made = SplitBatchNorm(channels, parts) if parts > 1 else nn.BatchNorm2d(channels, **how)
+    nn.init.uniform_(made.weight, -1.5, 1.5)
+    nn.init.normal_(made.bias)
+    hasten(made)
+    return made
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(
+    ("sizes", "how", "shape"), [*CASES, ((6, 10, 3), {"padding": 1}, (4, 6, 12, 12)), ((6, 10, 3), {"padding": (2, 0)}, (4, 6, 20, 20))]
+)
+def test_what_lies_between_is_not_kept_and_nothing_else_changes(
+    amx: None, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], how: dict[str, Any], shape: tuple[int, ...], parts: int
+) -> None:
+    """Values, gradients and running statistics are those of the two layers, bit for bit."""
+    made: list[Any] = []
+
+    def forward(*given: Any, **more: Any) -> Any:
+        found = batchnorm_forward(*given, **more)
+        made.append(weakref.ref(found[0]))
+        return found
+
+    batchnorm_forward = batchnorm.forward
+    monkeypatch.setattr(batchnorm, "forward", forward)
+    results = []
+    for together in (False, True):
+        bn, convolution, x = normed(shape[1], parts), layer(*sizes, **how), maps(*shape)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = norm_convolve(bn, convolution, x) if together else convolve(convolution, norm(bn, x))
+        assert ("_NormConvolution" in str(y.grad_fn)) == together
+        assert (made[-1]() is None) == together
+        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).bfloat16().to(memory_format=torch.channels_last))
+        grads = [t.grad for t in (x, bn.weight, bn.bias, convolution.weight)]
+        results.append([y.detach(), *grads, *bn.buffers()])
+    assert len(made) == 2
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("frozen", ["bn", "x"])
+def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
+    bn, convolution, x = normed(6), layer(6, 10, 3, padding=1), maps(4, 6, 12, 12)
+    (bn if frozen == "bn" else x).requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        norm_convolve(bn, convolution, x).float().square().sum().backward()
+    assert convolution.weight.grad is not None
+    assert (x.grad is None) == (frozen == "x")
+    assert (bn.weight.grad is None) == (frozen == "bn")
+
+
+@pytest.mark.parametrize(
+    ("of_bn", "of_convolution", "why"),
+    [
+        ({}, {"bias": True}, ""),
+        ({}, {"groups": 2}, ""),
+        ({}, {"padding": "same"}, ""),
+        ({"momentum": None}, {}, ""),
+        ({}, {}, "evaluated"),
+        ({}, {}, "float32"),
+        ({}, {}, "no gradient"),
+        ({}, {}, "frozen"),
+        ({}, {}, "not hastened"),
+    ],
+)
+def test_what_is_not_for_it_is_kept(of_bn: dict[str, Any], of_convolution: dict[str, Any], why: str) -> None:
+    bn, convolution, x = normed(6, **of_bn), layer(6, 10, 3, **{"padding": 1, **of_convolution}), maps(4, 6, 12, 12)
+    bn.train(why != "evaluated")
+    convolution.requires_grad_(why != "frozen")
+    if why == "not hastened":
+        delattr(bn, layers.HASTENED)
+        delattr(convolution, layers.HASTENED)
+    bf16 = why != "float32"
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), torch.set_grad_enabled(why != "no gradient"):
+        x = x if bf16 else x.float()
+        y, expected = norm_convolve(bn, convolution, x), convolution(norm(bn, x))
+    assert "_NormConvolution" not in str(y.grad_fn)
+    assert torch.equal(y, expected)

@@ -92,24 +92,28 @@ struct Part {
 
 template <bool RELU, bool SHORTCUT>
 void forward(const uint16_t* x, const uint16_t* shortcut, uint16_t* y, const float* weight, const float* bias, float* mean,
-             float* variance, const Sizes& sizes) {
+             float* variance, bool known, const Sizes& sizes) {
     Part part(sizes);
     const int64_t columns = part.columns, pixels = sizes.rows;
     float *scale = part.constant.data(), *shift = scale + columns;
     for (int64_t p = 0; p < sizes.parts; p++) {
-        part.sum([&](int64_t r, float* first, float* second) {
-            const uint16_t* row = x + r * columns;
+        if (!known) {
+            part.sum([&](int64_t r, float* first, float* second) {
+                const uint16_t* row = x + r * columns;
 #pragma omp simd
-            for (int64_t c = 0; c < columns; c++) {
-                const float pixel = wide(row[c]);
-                first[c] += pixel;
-                second[c] += pixel * pixel;
+                for (int64_t c = 0; c < columns; c++) {
+                    const float pixel = wide(row[c]);
+                    first[c] += pixel;
+                    second[c] += pixel * pixel;
+                }
+            });
+            for (int64_t c = 0; c < part.channels; c++) {
+                const double centre = part.total(0, c) / pixels;
+                mean[c] = float(centre);
+                variance[c] = float(std::abs(part.total(1, c) / pixels - centre * centre));  // a maximum with zero could make zero of NaN
             }
-        });
+        }
         for (int64_t c = 0; c < part.channels; c++) {
-            const double centre = part.total(0, c) / pixels;
-            mean[c] = float(centre);
-            variance[c] = float(std::abs(part.total(1, c) / pixels - centre * centre));  // a maximum with zero could make zero of NaN
             const double slope = slope_of(weight[c], variance[c], sizes.epsilon);
             part.set(0, c, float(slope));
             part.set(1, c, float(bias[c] - slope * mean[c]));
@@ -184,20 +188,21 @@ void backward(const uint16_t* x, const uint16_t* y, const uint16_t* grad, uint16
 
 }  // namespace
 
-// x, y and a shortcut or none: (parts x rows, channels); mean and variance: (parts, channels). 1 where memory ended.
+// x, y and a shortcut or none: (parts x rows, channels); mean and variance: (parts, channels), read where they are known and written where
+// not. 1 where memory ended.
 extern "C" int norm_forward(const uint16_t* x, const uint16_t* shortcut, uint16_t* y, const float* weight, const float* bias, float* mean,
-                            float* variance, int64_t relu, Sizes sizes) {
+                            float* variance, int64_t relu, int64_t known, Sizes sizes) {
     try {
         const auto run = relu ? (shortcut ? forward<true, true> : forward<true, false>)
                               : (shortcut ? forward<false, true> : forward<false, false>);
-        run(x, shortcut, y, weight, bias, mean, variance, sizes);
+        run(x, shortcut, y, weight, bias, mean, variance, known != 0, sizes);
     } catch (const std::bad_alloc&) {
         return 1;
     }
     return 0;
 }
 
-// y is none where there was no ReLU, grad_shortcut none where there was no shortcut.
+// y is none where there was no ReLU, grad_shortcut none where there was no shortcut; grad_x may be grad, if so.
 extern "C" int norm_backward(const uint16_t* x, const uint16_t* y, const uint16_t* grad, uint16_t* grad_x, uint16_t* grad_shortcut,
                              const float* weight, const float* mean, const float* variance, float* grad_weight,
                              float* grad_bias, Sizes sizes) {

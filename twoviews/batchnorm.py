@@ -63,13 +63,39 @@ def forward(
     sizes = _sizes([x] if shortcut is None else [x, shortcut], [weight, bias], [mean, variance], parts, epsilon)
     y = torch.empty_like(x)
     pointers = [t if t is None else t.data_ptr() for t in (x, shortcut, y, weight, bias, mean, variance)]
-    if _library().norm_forward(*pointers, relu, sizes):
+    if _library().norm_forward(*pointers, relu, False, sizes):
         raise RuntimeError("BatchNorm: out of memory")
     return y, mean, variance
 
 
+def again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, *, epsilon: float) -> Tensor:
+    """What `forward` returned for x with ReLU and without a shortcut, bit for bit, by the statistics that it found.
+
+    Args:
+        x, weight, bias, epsilon: what `forward` was given.
+        mean, variance: what it returned.
+
+    Raises:
+        ValueError, RuntimeError: as `forward`.
+    """
+    sizes = _sizes([x], [weight, bias], [mean, variance], len(mean), epsilon)
+    y = torch.empty_like(x)
+    if _library().norm_forward(x.data_ptr(), None, *(t.data_ptr() for t in (y, weight, bias, mean, variance)), True, True, sizes):
+        raise RuntimeError("BatchNorm: out of memory")
+    return y
+
+
 def gradient(
-    grad: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, mean: Tensor, variance: Tensor, *, shortcut: bool, epsilon: float
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    *,
+    shortcut: bool,
+    epsilon: float,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Gradients of `forward` by x, by the shortcut where there was one, by weight and by bias (section 3 there).
 
@@ -78,12 +104,13 @@ def gradient(
         x, weight, epsilon: what `forward` was given.
         y, mean, variance: what it returned; y is None where there was no ReLU.
         shortcut: whether there was one.
+        in_place: whether the gradient by x takes the place of `grad`; for one without a shortcut.
 
     Raises:
         ValueError, RuntimeError: as `forward`.
     """
     sizes = _sizes([x, grad] if y is None else [x, grad, y], [weight], [mean, variance], len(mean), epsilon)
-    by_x, by_shortcut = torch.empty_like(x), torch.empty_like(x) if shortcut else None
+    by_x, by_shortcut = grad if in_place else torch.empty_like(x), torch.empty_like(x) if shortcut else None
     by_weight, by_bias = torch.empty_like(weight), torch.empty_like(weight)
     tensors = (x, y, grad, by_x, by_shortcut, weight, mean, variance, by_weight, by_bias)
     if _library().norm_backward(*(t if t is None else t.data_ptr() for t in tensors), sizes):

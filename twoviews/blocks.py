@@ -6,24 +6,24 @@ import torch
 from torch import Tensor
 from torchvision.models import resnet
 
-from twoviews.layers import convolve, norm
+from twoviews.layers import convolve, norm, norm_convolve
 
 
 class Block(resnet.BasicBlock):  # type: ignore[misc]
     """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 5, left)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = norm(self.bn1, convolve(self.conv1, x))
-        return norm(self.bn2, convolve(self.conv2, y), _shortcut(self, x))
+        y = norm_convolve(self.bn1, self.conv2, convolve(self.conv1, x))
+        return norm(self.bn2, y, _shortcut(self, x))
 
 
 class Bottleneck(resnet.Bottleneck):  # type: ignore[misc]
     """1x1, 3x3 and 1x1 convolutions and a shortcut (figure 5, right)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = norm(self.bn1, convolve(self.conv1, x))
-        y = norm(self.bn2, convolve(self.conv2, y))
-        return norm(self.bn3, convolve(self.conv3, y), _shortcut(self, x))
+        y = norm_convolve(self.bn1, self.conv2, convolve(self.conv1, x))
+        y = norm_convolve(self.bn2, self.conv3, y)
+        return norm(self.bn3, y, _shortcut(self, x))
 
 
 class ResNet(resnet.ResNet):  # type: ignore[misc]

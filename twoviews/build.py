@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from twoviews import backbones, device, native, optim, runs
+from twoviews import backbones, device, memory, native, optim, runs
 from twoviews.config import Config
 from twoviews.data.dataset import Dataset, load, steps_per_epoch
 from twoviews.layers import hasten
@@ -63,6 +63,10 @@ def build(cfg: Config) -> Parts:
         ValueError: if a value is out of range or the data cannot be had: before anything is written.
     """
     machine = device.choose(device=cfg.device, threads=cfg.threads, precision=cfg.precision, compile=cfg.compile)
+    if machine.device.type == "cpu":
+        memory.keep_freed_memory()
+        if machine.compile:
+            memory.keep_places()
     dataset = load(cfg.dataset, cfg.data_dir, cfg.train_size, image_size=cfg.image_size, on_bad=cfg.on_bad)
     images, labels = dataset.split(cfg.train_on)
     if METHODS[cfg.method].uses_labels and (labels < 0).any():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import platform
 import shutil
@@ -75,8 +74,6 @@ def choose(*, device: str, threads: int | None, precision: str, compile: str | b
             print("no C++ compiler (g++ or clang++): torch makes the views, five times as slowly, and kNN takes four times as long")
     elif compile and device == "cpu" and compiler() is None:
         raise ValueError("compile=true: no C++ compiler (g++ or clang++) on this machine: install one or use compile=auto")
-    if device == "cpu":
-        keep_freed_memory()
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
         torch.backends.cudnn.allow_tf32 = True
@@ -89,17 +86,6 @@ def choose(*, device: str, threads: int | None, precision: str, compile: str | b
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def keep_freed_memory() -> bool:
-    """Have the C library keep what tensors free, for the next ones: True where it can (glibc).
-
-    By default every tensor over 32 MiB is mapped anew and its pages are zeroed one by one as they are touched: on two cores a fourth
-    of a ResNet-18 step at batch 512 (85 views/s, and 119 without; LOG.md). The price is memory that stays with the process.
-    """
-    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.libc_ver()[0] == "glibc" else None
-    return mallopt is not None and bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
 def has_bf16(device: str) -> bool:

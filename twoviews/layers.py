@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +40,9 @@ def convolve(convolution: nn.Conv2d, x: Tensor) -> Tensor:
         convolution: as wide as its padding asks for, without groups, dilation and bias for the faster way.
         x: (N, C, H, W).
     """
-    if not _side_by_side(convolution, x):
+    if not _is_plain(convolution, x) or _together(convolution, x) == 1:
         return convolution(x)  # type: ignore[no-any-return]
-    y: Tensor = _Convolution.apply(x, convolution.weight.bfloat16(), convolution.stride, convolution.padding)
+    y: Tensor = _Convolution.apply(x, convolution.weight, _how(convolution, x))
     return y
 
 
@@ -61,8 +61,8 @@ def norm(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None = None, *, relu:
     if _in_one_piece(bn, x, shortcut):
         parts = getattr(bn, "splits", 1)
         made: tuple[Tensor, Tensor, Tensor] = batchnorm.Piece.apply(x, shortcut, bn.weight, bn.bias, parts, bn.eps, relu)
-        whole, mean, variance = made
-        _follow(bn, mean.mean(0), variance.mean(0), x.numel() // x.shape[1] // parts)
+        whole, means, variances = made
+        _follow(bn, means, variances, x)
         return whole
     y: Tensor = bn(x)
     if shortcut is not None:
@@ -70,40 +70,123 @@ def norm(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None = None, *, relu:
     return F.relu(y, inplace=True) if relu else y
 
 
-def _side_by_side(convolution: nn.Conv2d, x: Tensor) -> bool:
+def norm_convolve(bn: nn.BatchNorm2d, convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    """convolution(relu(bn(x))).
+
+    Hastened, what lies between the two is not kept but made again for the gradient, which is then written over it: of a block of two
+    convolutions that is a fourth of the memory, for one more pass over it. The values are those of `norm` and `convolve`, bit for bit.
+
+    Args:
+        bn: of C channels; may see the batch in parts.
+        convolution: without groups, dilation and bias for the smaller way.
+        x: (N, C, H, W).
+    """
+    if not _is_plain(convolution, x) or not _in_one_piece(bn, x, None):
+        return convolve(convolution, norm(bn, x))
+    parts = getattr(bn, "splits", 1)
+    made: tuple[Tensor, Tensor, Tensor] = _NormConvolution.apply(
+        x, bn.weight, bn.bias, parts, bn.eps, convolution.weight, _how(convolution, x)
+    )
+    y, means, variances = made
+    _follow(bn, means, variances, x)
+    return y
+
+
+class _How(NamedTuple):
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    together: int  # maps that lie side by side; 1: each by itself
+
+
+def _how(convolution: nn.Conv2d, x: Tensor) -> _How:
+    return _How(convolution.stride, convolution.padding, _together(convolution, x))  # type: ignore[arg-type]
+
+
+def _is_plain(convolution: nn.Conv2d, x: Tensor) -> bool:
+    """Whether the functions below are what it does, and its weights learn."""
     if not getattr(convolution, HASTENED, False) or x.device.type != "cpu" or x.dtype != torch.bfloat16:
         return False
-    plain = convolution.groups == 1 and convolution.dilation == (1, 1) and convolution.bias is None
-    if not plain or not isinstance(convolution.padding, tuple) or convolution.padding_mode != "zeros":
+    if convolution.groups != 1 or convolution.dilation != (1, 1) or convolution.bias is not None:
         return False
-    if not torch.is_grad_enabled() or not convolution.weight.requires_grad or 2 * convolution.padding[1] + 1 != convolution.kernel_size[1]:
+    if not isinstance(convolution.padding, tuple) or convolution.padding_mode != "zeros":
         return False
-    narrow = (x.shape[3] - 1) // convolution.stride[1] < NARROW and math.gcd(len(x), TOGETHER) > 1
-    return narrow and torch.is_autocast_enabled("cpu") and torch.cpu._is_amx_tile_supported()
+    return torch.is_grad_enabled() and convolution.weight.requires_grad and torch.is_autocast_enabled("cpu")
+
+
+def _together(convolution: nn.Conv2d, x: Tensor) -> int:
+    padding = int(convolution.padding[1])
+    narrow = (x.shape[3] - 1) // convolution.stride[1] < NARROW and 2 * padding + 1 == convolution.kernel_size[1]
+    return math.gcd(len(x), TOGETHER) if narrow and torch.cpu._is_amx_tile_supported() else 1
 
 
 class _Convolution(torch.autograd.Function):
+    """Maps side by side, for autograd."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, how: _How) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding, ctx.together = stride, padding, math.gcd(len(x), TOGETHER)
-        ctx.width, ctx.out_width = x.shape[3], (x.shape[3] - 1) // stride[1] + 1
-        # Zeros enough for the padding of one neighbour and of the other, and every map begins where the stride steps.
-        ctx.out_pitch = -(-(ctx.width + padding[1]) // stride[1])
-        ctx.pitch = ctx.out_pitch * stride[1]
-        if ctx.out_width > NARROWEST:
-            return F.conv2d(x, weight, stride=stride, padding=padding)
-        y = F.conv2d(_beside(x, ctx.together, ctx.pitch), weight, stride=stride, padding=padding)
-        return _apart(y, ctx.together, ctx.out_width)
+        ctx.how = how
+        return _forward(x, weight, how)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad, x = _beside(grad, ctx.together, ctx.out_pitch), _beside(x, ctx.together, ctx.pitch)
-        how = (None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1, (ctx.needs_input_grad[0], True, False))
-        by_x, by_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, *how)
-        return _apart(by_x, ctx.together, ctx.width) if ctx.needs_input_grad[0] else None, by_weight, None, None
+        return *_gradients(grad, x, weight, ctx.how, by_x=ctx.needs_input_grad[0]), None
+
+
+class _NormConvolution(torch.autograd.Function):
+    """BatchNorm, ReLU and a convolution, for autograd: y, means and variances."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bn_weight: Tensor, bn_bias: Tensor, parts: int, epsilon: float, weight: Tensor, how: _How
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        between, mean, variance = batchnorm.forward(x, None, bn_weight, bn_bias, parts=parts, relu=True, epsilon=epsilon)
+        ctx.save_for_backward(x, bn_weight, bn_bias, mean, variance, weight)
+        ctx.epsilon, ctx.how = epsilon, how
+        ctx.mark_non_differentiable(mean, variance)
+        return _forward(between, weight, how), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, bn_weight, bn_bias, mean, variance, weight = ctx.saved_tensors
+        between = batchnorm.again(x, bn_weight, bn_bias, mean, variance, epsilon=ctx.epsilon)
+        by_between, by_weight = _gradients(grad, between, weight, ctx.how)
+        assert by_between is not None
+        of = (by_between.contiguous(memory_format=torch.channels_last), x, between, bn_weight, mean, variance)
+        by_x, _none, by_bn_weight, by_bn_bias = batchnorm.gradient(*of, shortcut=False, epsilon=ctx.epsilon, in_place=True)
+        return by_x, by_bn_weight, by_bn_bias, None, None, by_weight, None
+
+
+def _forward(x: Tensor, weight: Tensor, how: _How) -> Tensor:
+    width, weight = _width_out(x, how), weight.bfloat16()
+    if how.together == 1 or width > NARROWEST:
+        return F.conv2d(x, weight, stride=how.stride, padding=how.padding)
+    y = F.conv2d(_beside(x, how.together, _pitch(x, how) * how.stride[1]), weight, stride=how.stride, padding=how.padding)
+    return _apart(y, how.together, width)
+
+
+def _gradients(grad: Tensor, x: Tensor, weight: Tensor, how: _How, *, by_x: bool = True) -> tuple[Tensor | None, Tensor]:
+    """Of a convolution, by x and by its weights."""
+    width = x.shape[3]
+    if how.together > 1:
+        pitch = _pitch(x, how)
+        grad, x = _beside(grad, how.together, pitch), _beside(x, how.together, pitch * how.stride[1])
+    kind = (None, how.stride, how.padding, (1, 1), False, (0, 0), 1, (by_x, True, False))
+    of_x, of_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight.bfloat16(), *kind)
+    return _apart(of_x, how.together, width) if by_x and how.together > 1 else of_x, of_weight.to(weight.dtype)
+
+
+def _width_out(x: Tensor, how: _How) -> int:
+    return (x.shape[3] - 1) // how.stride[1] + 1
+
+
+def _pitch(x: Tensor, how: _How) -> int:
+    """From one map to the next, on the way out: zeros enough for the padding of one neighbour and of the other, and every map begins where
+    the stride steps."""
+    return -(-(x.shape[3] + how.padding[1]) // how.stride[1])
 
 
 def _beside(x: Tensor, together: int, pitch: int) -> Tensor:
@@ -137,12 +220,13 @@ def _in_one_piece(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None) -> boo
 
 
 @torch.no_grad()
-def _follow(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
-    """The running statistics, as torch moves them: towards the unbiased variance."""
+def _follow(bn: nn.BatchNorm2d, means: Tensor, variances: Tensor, x: Tensor) -> None:
+    """The running statistics, as torch moves them: towards the unbiased variance. Means and variances are (parts, C), of x."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
     assert bn.num_batches_tracked is not None
     assert bn.momentum is not None
-    bn.running_mean.lerp_(mean, bn.momentum)
-    bn.running_var.lerp_(variance * (count / (count - 1)), bn.momentum)
+    count = x.numel() // means.numel()
+    bn.running_mean.lerp_(means.mean(0), bn.momentum)
+    bn.running_var.lerp_(variances.mean(0) * (count / (count - 1)), bn.momentum)
     bn.num_batches_tracked.add_(1)

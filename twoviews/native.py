@@ -1,4 +1,4 @@
-"""The C++ parts, `pixels.cpp`, `batchnorm.cpp`, `probes/knn.cpp`: compiled once for this machine, kept in the cache, called on tensors."""
+"""The C++ parts, `pixels.cpp`, `batchnorm.cpp`, `memory.cpp`, `probes/knn.cpp`: compiled once for this machine and kept in the cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from twoviews.device import compiler, cpu_name
 
-VIEWS, NORM, KNN = "pixels.cpp", "batchnorm.cpp", "probes/knn.cpp"
+VIEWS, NORM, MEMORY, KNN = "pixels.cpp", "batchnorm.cpp", "memory.cpp", "probes/knn.cpp"
 # Loops become vector code only where a minimum may ignore NaN and signed zeros and no operation can trap; nothing in views and features is
 # NaN or infinite, and `batchnorm.cpp` tells those by their bits. Not -ffast-math, which has all of these: linked into a library it would
 # flush small numbers to zero in the whole process.
@@ -29,6 +29,8 @@ FLAGS = [
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffinite-math-only"),
 ]
 OPENMP = "-fopenmp"  # torch's own threads: threads of another make would share the cores with them while they wait for work
+TORCH = Path(torch.__file__).parent
+LINKED = {MEMORY: ["-I", str(TORCH / "include"), "-L", str(TORCH / "lib"), "-lc10"]}
 COLUMNS = 16  # of the table of choices
 ROWS_OF_MEAN = 4096  # of a bank, about
 WIDEST = 2**16 - 1  # features whose sum of products of 8-bit codes fits 32 bits
@@ -148,7 +150,8 @@ _views = [_POINTER, _POINTER, _POINTER, _NUMBER, Shape, _POINTER, _POINTER, _NUM
 _search = [_POINTER, _POINTER, _POINTER, ctypes.c_double, *[_NUMBER] * 4, _POINTER, _POINTER, _NUMBER]
 ARGUMENTS: dict[str, dict[str, list[Any]]] = {
     VIEWS: {"views_float": _views, "views_double": _views},
-    NORM: {"norm_forward": [*[_POINTER] * 7, _NUMBER, Sizes], "norm_backward": [*[_POINTER] * 10, Sizes]},
+    NORM: {"norm_forward": [*[_POINTER] * 7, _NUMBER, _NUMBER, Sizes], "norm_backward": [*[_POINTER] * 10, Sizes]},
+    MEMORY: {"keep_places": []},
     KNN: {"search_float": _search, "search_double": _search},
 }
 
@@ -157,8 +160,8 @@ ARGUMENTS: dict[str, dict[str, list[Any]]] = {
 def library(source: str = VIEWS) -> ctypes.CDLL | None:
     """A compiled library, or None where it cannot be made, with a printed line unless there is no compiler at all.
 
-    The first call on a machine compiles; later ones load the file. It is named by a hash of source, flags, compiler and processor, so
-    that machines of different kinds can share a cache without running each other's instructions.
+    The first call on a machine compiles; later ones load the file. It is named by a hash of source, flags, compiler, torch and
+    processor, so that machines of different kinds can share a cache without running each other's instructions.
     """
     cxx = compiler()
     if cxx is None:
@@ -169,12 +172,13 @@ def library(source: str = VIEWS) -> ctypes.CDLL | None:
         command.append("-mcpu=native" if platform.machine() == "aarch64" else "-march=native")
     try:
         version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-        about = [*command, OPENMP, version, platform.platform(), cpu_name(), _features(), path.read_text(encoding="utf-8")]
+        machine = [platform.platform(), cpu_name(), _features()]
+        about = [*command, OPENMP, version, torch.__version__, *machine, path.read_text(encoding="utf-8")]
         key = hashlib.sha256("\0".join(about).encode()).hexdigest()
         kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twoviews" / f"{path.stem}-{key[:24]}.so"
         if not kept.is_file():
             print(f"compiling {path.name} for this machine, once", flush=True)
-            _compile([*command, str(path)], kept)
+            _compile([*command, str(path), *LINKED.get(source, [])], kept)
         _refuse_strangers(kept)
         found = ctypes.CDLL(str(kept))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: a user without a home
