@@ -275,6 +275,12 @@ def test_made_again_it_is_the_same_and_its_gradient_may_be_written_over(shape: t
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True) if a is not None and b is not None)
 
 
+def test_made_again_it_is_by_the_statistics_that_are_given() -> None:
+    x, mean, variance = maps(0, (8, 16, 4, 4)), torch.full((1, 16), 0.5), torch.full((1, 16), 4.0)
+    y = batchnorm.again(x, torch.ones(16), torch.ones(16), mean, variance, epsilon=1e-5)
+    torch.testing.assert_close(y.float(), ((x.float() - 0.5) / 2 + 1).relu(), rtol=ULP, atol=1e-4)
+
+
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "library", lambda source=native.VIEWS: None)
     with pytest.raises(RuntimeError, match=r"batchnorm\.cpp could not be compiled"):

@@ -116,12 +116,25 @@ assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 1000
 """)
 
 
+@pytest.mark.parametrize(("freed", "between", "again"), [((2,) * 32, 8, (2,) * 27), ((64,), 8, (64,)), ((64, 8), 3, (64, 8))])
+def test_no_more_makes_room_than_is_asked_for(freed: tuple[int, ...], between: int, again: tuple[int, ...]) -> None:
+    """Nor does what is too large: a step from large maps to small ones would have its large ones mapped anew."""
+    run(f"""
+places = [tensor(size * MB, 1) for size in {freed}]
+del places
+held = tensor({between} * MB, 1)
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+places = [tensor(size * MB, 1) for size in {again}]
+assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 1000
+""")
+
+
 def test_where_memory_ends_idle_places_go_first_and_torchs_own_words_are_said() -> None:
     run("""
 used = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + 300 * MB, -1))
-x = tensor(200 * MB); del x
-tensor(50 * MB)  # does not take that place, and fits beside it
+x = tensor(250 * MB); del x
+tensor(30 * MB)  # does not take that place, and fits beside it
 y = tensor(90 * MB)  # only without it
 try:
     tensor(400 * MB)
