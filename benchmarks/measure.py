@@ -43,7 +43,8 @@ def peak_gib(*, reset: bool = False) -> float:
     """Most memory of this process so far, or, with `reset`, from now on; where there is no `/proc`, since it began."""
     try:  # not ru_maxrss first: a child of a large process begins with that one's
         if reset:
-            # What was freed is handed back first: else what is measured would be served from it, at no cost.
+            # What was freed is handed back first: else what is measured would be served from it, at no cost. Places that torch keeps
+            # (`memory.keep_places`) are not: a reset comes before them.
             if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
                 trim(0)
             Path("/proc/self/clear_refs").write_text("5")

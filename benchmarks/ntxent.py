@@ -5,7 +5,7 @@
 Loss and gradient of made projections of 128 dimensions, float32. Each case runs in a process of its own, so that its peak memory is its
 own: what it needs beyond the rows themselves. The plain form is the formula as it is written, all logits at once: what ours is too up to
 `losses.TILED_FROM` rows. Seconds are the median of two turns, and least to
-most. Memory that the C library keeps between tensors is kept (as in a run), for all alike.
+most. Memory that tensors free is kept for the next ones (as in a run), for all alike.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from measure import peak_gib, said
 
 from twoviews import losses
 from twoviews.device import cpu_name
-from twoviews.memory import keep_freed_memory
+from twoviews.memory import keep_freed_memory, keep_places
 
 WIDTH, TEMPERATURE = 128, 0.5
 ROWS = (512, 2048, 8192, 16_384, 32_768)
@@ -40,6 +40,7 @@ LARGEST = int(0.9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))  #
 def one(who: str, rows: int) -> dict[str, Any]:
     """Seconds of a loss with its gradient, and GiB beyond what was there before."""
     keep_freed_memory()
+    keep_places()
     with contextlib.suppress(ValueError, OSError):  # where a system has no such limit
         resource.setrlimit(resource.RLIMIT_DATA, (LARGEST, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     z = torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(0))

@@ -14,8 +14,9 @@ CIFAR-10's shape that lie in memory:
   once) against its MoCo parts, with one BatchNorm for the batch as there and, as our recipe has it, in eight parts.
 
 Each way has a process of its own, with a thread a core, and they take turns, so that a drift of the machine hits all alike. A turn's
-first step is not counted, nor, where steps are short, those whose batches were prefetched meanwhile. Ours and the plain loop keep the
-memory that they free (`memory.keep_freed_memory`), the others are as they are documented; the peak memory is that of the main process.
+first step is not counted, nor, where steps are short, those whose batches were prefetched meanwhile. Ours and the plain loop have the C
+library keep what they free (`memory.keep_freed_memory`), ours alone keeps places of large tensors too (`keep_places`), the others are as
+they are documented; the peak memory is that of the main process.
 The convolution peak is that of 3x3 ones, forward and backward, in the precision of ours, at the best of ResNet-18's four shapes: the
 better of one before and one after each net's turns.
 """

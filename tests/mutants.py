@@ -239,7 +239,14 @@ MUTANTS = [
     Mutant("places: too small ones stay", "memory.cpp", "give_back(size, fit);", "", "test_memory.py"),
     Mutant("places: all small ones go", "memory.cpp", "if (size >= bytes) return;", "", "test_memory.py"),
     Mutant("places: larger ones make room too", "memory.cpp", "give_back(size, fit);", "give_back(size, idle.end());", "test_memory.py"),
-    Mutant("places: where memory ends it ends", "memory.cpp", "give_back(SIZE_MAX, idle.end());", "", "test_memory.py"),
+    Mutant(
+        "places: where memory ends it ends",
+        "memory.cpp",
+        "give_back(SIZE_MAX, idle.end());\n        place = map(size);",
+        "place = map(size);",
+        "test_memory.py",
+    ),
+    Mutant("places: small tensors go without", "memory.cpp", "if (idle.empty()) throw;", "throw;", "test_memory.py"),
     Mutant("places: in use and idle at once", "memory.cpp", "        idle.erase(fit);\n", "", "test_memory.py"),
     Mutant(
         "places: two threads at once",

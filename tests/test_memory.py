@@ -146,6 +146,17 @@ assert tensor(8).sum() is not None
 """)
 
 
+def test_where_memory_ends_for_a_small_tensor_idle_places_go_too() -> None:
+    run("""
+held = []
+x = tensor(250 * MB); del x
+used = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 20 * MB, -1))
+for _ in range(100):
+    held.append(tensor(MB - 4096))
+""")
+
+
 def test_sizes_change_and_small_tensors_are_torchs() -> None:
     run("""
 x = tensor(MB, 3)

@@ -202,7 +202,7 @@ extern "C" int norm_forward(const uint16_t* x, const uint16_t* shortcut, uint16_
     return 0;
 }
 
-// y is none where there was no ReLU, grad_shortcut none where there was no shortcut; grad_x may be grad, if so.
+// y is none where there was no ReLU, grad_shortcut none where there was no shortcut; grad_x may be grad.
 extern "C" int norm_backward(const uint16_t* x, const uint16_t* y, const uint16_t* grad, uint16_t* grad_x, uint16_t* grad_shortcut,
                              const float* weight, const float* mean, const float* variance, float* grad_weight,
                              float* grad_bias, Sizes sizes) {

@@ -104,7 +104,7 @@ def gradient(
         x, weight, epsilon: what `forward` was given.
         y, mean, variance: what it returned; y is None where there was no ReLU.
         shortcut: whether there was one.
-        in_place: whether the gradient by x takes the place of `grad`; for one without a shortcut.
+        in_place: whether the gradient by x is written over `grad`.
 
     Raises:
         ValueError, RuntimeError: as `forward`.

@@ -103,7 +103,7 @@ def _how(convolution: nn.Conv2d, x: Tensor) -> _How:
 
 
 def _is_plain(convolution: nn.Conv2d, x: Tensor) -> bool:
-    """Whether the functions below are what it does, and its weights learn."""
+    """Whether it is hastened, the functions below are what it does to x, in bfloat16 on a CPU, and its weights learn."""
     if not getattr(convolution, HASTENED, False) or x.device.type != "cpu" or x.dtype != torch.bfloat16:
         return False
     if convolution.groups != 1 or convolution.dilation != (1, 1) or convolution.bias is not None:

@@ -9,16 +9,18 @@
 
 #include <map>
 #include <mutex>
+#include <new>
 #include <unordered_map>
 
 namespace {
 
 constexpr size_t LARGE = size_t(1) << 20, PAGE = size_t(1) << 12;
-constexpr size_t WIDER = 2;  // a place up to so many times too large is taken
+constexpr size_t WIDER = 2;  // a place up to so many times as large is taken
 
-std::mutex mutex;
-std::unordered_map<void*, size_t> sizes;  // of all places, in bytes
-std::multimap<size_t, void*> idle;        // those that no tensor has
+// Never destroyed: when a process ends, torch frees tensors after this library's own objects have gone.
+auto& mutex = *new std::mutex;
+auto& sizes = *new std::unordered_map<void*, size_t>;  // of all places, in bytes
+auto& idle = *new std::multimap<size_t, void*>;        // those that no tensor has
 
 void* map(size_t size) {
     void* place = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -65,7 +67,12 @@ class Keeper final : public c10::Allocator {
             std::lock_guard<std::mutex> lock(mutex);
             const auto found = sizes.find(place);
             if (found != sizes.end()) {
-                idle.emplace(found->second, place);
+                try {
+                    idle.emplace(found->second, place);
+                } catch (const std::bad_alloc&) {  // whoever frees a tensor cannot be told
+                    munmap(place, found->second);
+                    sizes.erase(found);
+                }
                 return;
             }
         }
@@ -74,7 +81,16 @@ class Keeper final : public c10::Allocator {
 
   public:
     c10::DataPtr allocate(size_t bytes) override {
-        if (bytes < LARGE) return small()->allocate(bytes);
+        if (bytes < LARGE) {
+            try {
+                return small()->allocate(bytes);
+            } catch (const c10::Error&) {
+                std::lock_guard<std::mutex> lock(mutex);
+                if (idle.empty()) throw;
+                give_back(SIZE_MAX, idle.end());
+            }
+            return small()->allocate(bytes);
+        }
         void* place = take((bytes + PAGE - 1) / PAGE * PAGE);
         return {place, place, &leave, c10::Device(c10::DeviceType::CPU)};
     }
@@ -86,11 +102,11 @@ class Keeper final : public c10::Allocator {
 
 }  // namespace
 
-// From now on, once a process.
+// From now on, for the whole process. 0, or why it cannot be.
 extern "C" int keep_places() {
-    static Keeper keeper;
+    static auto& keeper = *new Keeper;
     // a process that is forked while another thread holds the lock would wait for it forever
     static const int forks = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
-    c10::SetCPUAllocator(&keeper, 1);
+    if (!forks) c10::SetCPUAllocator(&keeper, 1);
     return forks;
 }

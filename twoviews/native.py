@@ -30,7 +30,8 @@ FLAGS = [
 ]
 OPENMP = "-fopenmp"  # torch's own threads: threads of another make would share the cores with them while they wait for work
 TORCH = Path(torch.__file__).parent
-LINKED = {MEMORY: ["-I", str(TORCH / "include"), "-L", str(TORCH / "lib"), "-lc10"]}
+ABI = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+LINKED = {MEMORY: [ABI, "-pthread", "-I", str(TORCH / "include"), "-L", str(TORCH / "lib"), f"-Wl,-rpath,{TORCH / 'lib'}", "-lc10"]}
 COLUMNS = 16  # of the table of choices
 ROWS_OF_MEAN = 4096  # of a bank, about
 WIDEST = 2**16 - 1  # features whose sum of products of 8-bit codes fits 32 bits
@@ -173,17 +174,18 @@ def library(source: str = VIEWS) -> ctypes.CDLL | None:
     try:
         version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
         machine = [platform.platform(), cpu_name(), _features()]
-        about = [*command, OPENMP, version, torch.__version__, *machine, path.read_text(encoding="utf-8")]
+        linked = LINKED.get(source, [])
+        about = [*command, *linked, OPENMP, version, torch.__version__, *machine, path.read_text(encoding="utf-8")]
         key = hashlib.sha256("\0".join(about).encode()).hexdigest()
         kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twoviews" / f"{path.stem}-{key[:24]}.so"
         if not kept.is_file():
             print(f"compiling {path.name} for this machine, once", flush=True)
-            _compile([*command, str(path), *LINKED.get(source, [])], kept)
+            _compile([*command, str(path), *linked], kept)
         _refuse_strangers(kept)
         found = ctypes.CDLL(str(kept))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: a user without a home
         said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
-        print(f"{path.name} could not be compiled or loaded ({' '.join(said.split())[:200]}): torch does its work, more slowly")
+        print(f"{path.name} could not be compiled or loaded ({' '.join(said.split())[:200]}): torch does its work, less well")
         return None
     for name, arguments in ARGUMENTS[source].items():
         function = getattr(found, name)
