@@ -58,6 +58,7 @@ def test_x5_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Pa
         "assets/fashion_mini.npz.xz",
         "pixels.cpp",
         "batchnorm.cpp",
+        "memory.cpp",
         "templates/report.html",
     ):
         assert f"twoviews/{kind}" in names
