@@ -73,8 +73,8 @@ def norm(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None = None, *, relu:
 def norm_convolve(bn: nn.BatchNorm2d, convolution: nn.Conv2d, x: Tensor) -> Tensor:
     """convolution(relu(bn(x))).
 
-    Hastened, what lies between the two is not kept but made again for the gradient, which is then written over it: of a block of two
-    convolutions that is a fourth of the memory, for one more pass over it. The values are those of `norm` and `convolve`, bit for bit.
+    Hastened, what lies between the two is not kept but made again on the way back, where the gradient by x takes the place of the one
+    by it: a fourth of the maps of a block of two convolutions, for one more pass. Values are those of `norm` and `convolve`, bit for bit.
 
     Args:
         bn: of C channels; may see the batch in parts.
