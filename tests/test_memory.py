@@ -12,7 +12,6 @@ import torch
 
 from twoviews import build, config, device, memory, native
 
-MB = 1 << 20
 FAULTS = """
 import resource, sys, torch
 from twoviews import memory

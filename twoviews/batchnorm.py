@@ -75,6 +75,9 @@ def again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tenso
         x, weight, bias, epsilon: what `forward` was given.
         mean, variance: what it returned.
 
+    Returns:
+        y like x.
+
     Raises:
         ValueError, RuntimeError: as `forward`.
     """

@@ -30,6 +30,7 @@ FLAGS = [
 ]
 OPENMP = "-fopenmp"  # torch's own threads: threads of another make would share the cores with them while they wait for work
 TORCH = Path(torch.__file__).parent
+# What is a part of torch is made by its headers, for the standard library that it was made for.
 ABI = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
 LINKED = {MEMORY: [ABI, "-pthread", "-I", str(TORCH / "include"), "-L", str(TORCH / "lib"), f"-Wl,-rpath,{TORCH / 'lib'}", "-lc10"]}
 COLUMNS = 16  # of the table of choices
