@@ -5,10 +5,9 @@
 thin16 on CIFAR-10 (with --data-dir; without it on made images of its shape), batch 512, the second seed's views, head and SGD. Both do
 the same work: 5 epochs; six kNN accuracies (k 1, 5, 10, cosine and Euclidean); Adam on features, 100 epochs; Adam on crops and flips, 100
 epochs; SGD on crops and flips, 100 epochs, as the first seed. Theirs is float32, contiguous, two forwards, PIL images in a DataLoader
-with a worker a core, scikit-learn's kNN, and probes on images with the projector and a graph through the encoder. Both share a process, so that theirs too has
-the memory that ours asks to keep. Each part runs a slice,
-stated in the table, in turns, and is extrapolated, without the first step and those whose batches were
-prefetched meanwhile; features, kNN and Adam on features run whole. Cached
+with a worker a core, scikit-learn's kNN, and probes on images with the projector and a graph through the encoder. Both share a process, so
+that theirs too has the memory that ours asks to keep. Each part runs a slice, stated in the table, in turns, and is extrapolated, without
+the first step and those whose batches were prefetched meanwhile; features, kNN and Adam on features run whole. Cached
 augmentation is a row of its own: another protocol (docs/protocols.md). With --accuracy both train whole, the probes on images for 5 epochs,
 and accuracies are printed: half an hour.
 """
