@@ -1,34 +1,46 @@
-# Every target sets itself up: the first one makes .venv and installs the project from its own files.
+# Every target sets itself up: the first one creates .venv and installs the project from its own files.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test lint types coverage mutants bench test-hard clean
+.PHONY: demo check test lint types coverage mutants bench test-hard clean
 
-demo: .venv/.demo  ## SimCLR on the embedded data, read-outs, report.html: minutes on two cores, offline
+demo: .venv/.demo  ## SimCLR on the bundled images, evaluation and report.html: minutes on two cores, offline
 	$(BIN)/twoviews pretrain recipe=demo
+	@echo
+	@echo "What to try next (activate the environment first: source .venv/bin/activate):"
+	@echo "  open the report.html named above      accuracies, curves, and images with their views"
+	@echo "  twoviews pretrain recipe=cifar_thin   CIFAR-10, downloaded once; about ten minutes on two cores"
+	@echo "  twoviews pretrain dataset=folder data_dir=<your images> image_size=32"
+	@echo "  twoviews evaluate probes=reference    evaluate this run by more probes"
+	@echo "  twoviews pretrain --help              every key, recipe, method, data set and backbone"
 
-test: .venv/.dev lint types  ## the whole suite, in parallel
-	$(PYTEST) -n 2 --dist loadfile
+check: lint types  ## for every commit: lint, types and the fast tests, under 90 s on two cores
+	$(PYTEST) -m "not slow and not long"
+
+test: lint types  ## the whole suite, in parallel
+	$(PYTEST) --dist worksteal
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: .venv/.dev
 	$(BIN)/mypy
 
 coverage: .venv/.dev
-	$(PYTEST) -n 2 --dist loadfile --cov=twoviews --cov-report=term-missing:skip-covered
+	$(PYTEST) --cov=twoviews --cov-report=term-missing:skip-covered
 
-mutants: .venv/.dev  ## known faults of the field, put in one at a time: each must fail a test
-	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
+mutants: .venv/.dev  ## typical mistakes in such code, planted one at a time: each must fail a test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants
 
-bench: .venv/.bench  ## side by side with the peers, in one run
+bench: .venv/.bench  ## speed beside other tools, in one run
 	$(BIN)/twoviews bench
 
-test-hard: .venv/.dev  ## what takes minutes: many kills, full counts
-	$(PYTEST) -n 2 --dist worksteal -m slow
+test-hard: .venv/.dev  ## tests that take minutes: many kills, full counts
+	$(PYTEST) --dist worksteal -m slow
 
 clean:
 	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
@@ -38,13 +50,17 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/.demo: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[report]'
+	@echo "Installing TwoViews and PyTorch into .venv (about 6 GB on Linux, where PyTorch brings its GPU libraries)"
+	$(PIP) -e '.[report]'
+	@du -sh .venv
 	touch $@
 
 .venv/.dev: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[report,dev]'
+	@echo "Installing TwoViews, PyTorch and the tools for development into .venv (about 6 GB on Linux)"
+	$(PIP) -e '.[report,dev]'
+	@du -sh .venv
 	touch $@ .venv/.demo
 
 .venv/.bench: pyproject.toml | .venv/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(PIP) -e '.[bench]'
 	touch $@

@@ -1,4 +1,4 @@
-"""MoCo v2 on CIFAR-10, the first seed's recipe: `python moco.py backbone=resnet18 moco_k=4096 moco_t=0.2`; keys: moco_config.yml."""
+"""MoCo v2 on CIFAR-10, as in p3i0t/SimCLR-CIFAR10: `python moco.py backbone=resnet18 moco_k=4096 moco_t=0.2`; keys: moco_config.yml."""
 
 import sys
 

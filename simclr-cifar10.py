@@ -1,4 +1,4 @@
-"""The second seed: SimCLR on CIFAR-10, every read-out, its table row: `python simclr-cifar10.py`; keys: recipe=simclr_cifar10."""
+"""SimCLR on CIFAR-10 as in dkobak/simclr-cifar10, with every evaluation and its table row; keys: recipe=simclr_cifar10."""
 
 import sys
 

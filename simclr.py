@@ -1,4 +1,4 @@
-"""SimCLR on CIFAR-10, the first seed's recipe: `python simclr.py backbone=resnet18`; keys: simclr_config.yml."""
+"""SimCLR on CIFAR-10, as in p3i0t/SimCLR-CIFAR10: `python simclr.py backbone=resnet18`; keys: simclr_config.yml."""
 
 import sys
 

@@ -1,50 +1,77 @@
-"""What the benchmarks share: a clock, memory, and rivals that take turns, so that a drift of the machine hits all alike."""
+"""What the benchmarks share: a clock, peak memory, and contenders that run in turns.
+
+The speed of a machine drifts. In turns, the drift affects every contender in the same way.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import resource
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 
+def parser(description: str | None, small: str) -> ArgumentParser:
+    """Return the command line of a benchmark, with `--json` and `--small`.
+
+    Args:
+        description: the docstring of the benchmark.
+        small: what `--small` leaves out.
+    """
+    options = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    options.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    options.add_argument("--small", action="store_true", help=f"a quick trial, whose figures mean nothing: {small}")
+    return options
+
+
+def save(path: Path | None, figures: dict[str, Any]) -> None:
+    """Write the figures as JSON, if a file was asked for."""
+    if path:
+        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """(seconds, what it returns)."""
+    """Return the seconds that a call takes, and its result."""
     began = time.perf_counter()
-    found = run()
-    return time.perf_counter() - began, found
+    result = run()
+    return time.perf_counter() - began, result
 
 
-def in_turn(rivals: dict[str, Callable[[], Any]], turns: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """(each rival's seconds, turn by turn; what each gave last)."""
-    seconds: dict[str, list[float]] = {name: [] for name in rivals}
-    given: dict[str, Any] = {}
-    for name in [*rivals] * turns:
-        took, given[name] = timed(rivals[name])
+def in_turn(contenders: dict[str, Callable[[], Any]], turns: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Return the seconds of each contender, one per turn, and its last result."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    results: dict[str, Any] = {}
+    for name in [*contenders] * turns:
+        took, results[name] = timed(contenders[name])
         seconds[name].append(took)
-    return seconds, given
+    return seconds, results
 
 
 def times(theirs: list[float], ours: list[float]) -> float:
-    """How many times as long theirs takes: the median of the turns, each set against ours of the same moment."""
+    """Return how many times as long theirs takes: the median of the ratios of each turn."""
     return median(a / b for a, b in zip(theirs, ours, strict=False))
 
 
-def said(values: list[float], form: str = ".2f") -> str:
-    """Median, and least to most where there are several."""
+def median_and_range(values: list[float], form: str = ".2f") -> str:
+    """Return `median (smallest-largest)`, or the single value."""
     return f"{median(values):{form}}" + (f" ({min(values):{form}}-{max(values):{form}})" if len(values) > 1 else "")
 
 
 def peak_gib(*, reset: bool = False) -> float:
-    """Most memory of this process so far, or, with `reset`, from now on; where there is no `/proc`, since it began."""
-    try:  # not ru_maxrss first: a child of a large process begins with that one's
+    """Return the peak memory of this process in GiB.
+
+    Args:
+        reset: start measuring now; without `/proc` the peak is always that of the whole process.
+    """
+    try:  # not ru_maxrss first: it starts at the peak of the parent process
         if reset:
-            # What was freed is handed back first: else what is measured would be served from it, at no cost. Places that torch keeps
-            # (`memory.keep_places`) are not: a reset comes before them.
+            # Freed memory is first returned to the system: otherwise what is measured would use it for nothing.
             if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
                 trim(0)
             Path("/proc/self/clear_refs").write_text("5")

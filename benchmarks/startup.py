@@ -1,78 +1,122 @@
-"""How long one waits: for the package, for help, and from a command to its first training step, with a cold cache and a warm one.
+"""How long a user waits: for help, for an error, from a command to its first training step, and from Ctrl-C to the end.
 
-    python benchmarks/startup.py [--json FILE]
+    python benchmarks/startup.py [--json FILE] [--small]
 
-The first step is that of `twoviews pretrain recipe=demo max_steps=1` (thin32, embedded data): from the start of the process to the row
-that the step leaves in `metrics.jsonl`. Cold: no library of ours and nothing of torch's compiler in the cache. The files themselves are in
-the system's memory, as they are on a second try: a machine that was just switched on reads them from its disk first.
+The first step is that of `twoviews pretrain recipe=demo max_steps=1` (thin32, bundled data): from the start of the process to the row
+of that step in `metrics.jsonl`. Cold: no compiled library of ours and nothing of torch's compiler in the cache. The files themselves
+are in the system's memory; a machine that was just switched on reads them from its disk first. After Ctrl-C a run finishes its step
+and writes a checkpoint.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+from measure import parser, save
+
+from twoviews import runs
 from twoviews.device import cpu_name
 
 REPEATS = 5
+DEMO = ["-m", "twoviews", "pretrain", "recipe=demo", "device=cpu", "probes=knn"]
 
 
-def seconds(words: list[str], **environment: str) -> float:
-    """Of one process, to its end."""
+def seconds(words: list[str], code: int = 0) -> float:
+    """Return the seconds of one process, from start to end.
+
+    Raises:
+        RuntimeError: if its exit code is not `code`.
+    """
     began = time.perf_counter()
-    subprocess.run([sys.executable, *words], check=True, capture_output=True, env={**os.environ, **environment})
-    return time.perf_counter() - began
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    took = time.perf_counter() - began
+    if done.returncode != code:
+        raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}, expected {code}: {done.stderr[-300:]}")
+    return took
 
 
-def first_step(cache: Path) -> float:
-    """Seconds from a command to the row of its first step."""
+@contextmanager
+def training(cache: Path, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], Path, float]]:
+    """Start the demo and wait for its first step. Give the process, its run folder, and the seconds until then."""
     with tempfile.TemporaryDirectory() as scratch:
-        words = ["-m", "twoviews", "pretrain", "recipe=demo", "max_steps=1", "device=cpu", "probes=knn", f"runs_dir={scratch}"]
         environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")}
+        command = [sys.executable, *DEMO, f"runs_dir={scratch}", *words]
         began = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not any(path.stat().st_size for path in Path(scratch).glob("*/metrics.jsonl")):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not (written := [path for path in Path(scratch).glob(f"*/{runs.METRICS}") if path.stat().st_size]):
             if process.poll() is not None:
                 raise RuntimeError(f"twoviews pretrain ended with {process.returncode} before its first step")
             time.sleep(0.01)
-        found = time.perf_counter() - began
-        process.kill()
-        process.wait()
-    return found
+        took = time.perf_counter() - began
+        try:
+            yield process, written[0].parent, took
+        finally:
+            process.kill()
+            process.wait()
+
+
+def first_step(cache: Path) -> float:
+    """Return the seconds from a command to the row of its first step."""
+    with training(cache, "max_steps=1") as (_, _, took):
+        return took
+
+
+def in_use(cache: Path, repeats: int) -> list[float]:
+    """Return the seconds until a second command on a run in use is rejected."""
+    with training(cache, "checkpoint_every=0.02") as (_, run, _):
+        return [seconds(["-m", "twoviews", "evaluate", f"run={run}"], code=2) for _ in range(repeats)]
+
+
+def interrupted(cache: Path) -> float:
+    """Return the seconds from Ctrl-C to the end of a run, with its step finished and its checkpoint written."""
+    with training(cache, "checkpoint_every=0.02") as (process, run, _):
+        process.send_signal(signal.SIGINT)
+        began = time.perf_counter()
+        code = process.wait()
+        took = time.perf_counter() - began
+        if code != 128 + signal.SIGINT or not (run / runs.LAST).is_file():
+            raise RuntimeError(f"after Ctrl-C: exit code {code}, {'with' if (run / runs.LAST).is_file() else 'without'} a checkpoint")
+    return took
 
 
 def main() -> int:
-    """Print a Markdown table; write JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--small", action="store_true", help="once each: a trial")
-    arguments = parser.parse_args()
+    """Print a Markdown table; write JSON if asked."""
+    arguments = parser(__doc__, "each once").parse_args()
     repeats = 1 if arguments.small else REPEATS
     versions = f"torch {version('torch')}, hydra {version('hydra-core')}"
     print(f"{cpu_name()}; {versions}; median of {repeats} (cold: one), seconds\n\n| what | median | min-max |\n|:--|--:|--:|", flush=True)
     figures: dict[str, list[float]] = {}
 
-    def say(name: str, found: list[float]) -> None:
-        figures[name] = found
-        print(f"| {name} | {statistics.median(found):.2f} | {min(found):.2f}-{max(found):.2f} |", flush=True)
+    def report(name: str, values: list[float]) -> None:
+        figures[name] = values
+        print(f"| {name} | {statistics.median(values):.2f} | {min(values):.2f}-{max(values):.2f} |", flush=True)
 
-    say("import twoviews", [seconds(["-c", "import twoviews"]) for _ in range(repeats)])
-    say("twoviews --help", [seconds(["-m", "twoviews", "--help"]) for _ in range(repeats)])
-    say("twoviews pretrain --help", [seconds(["-m", "twoviews", "pretrain", "--help"]) for _ in range(repeats)])
-    say("import torch, which every run has to", [seconds(["-c", "import torch"]) for _ in range(repeats)])
-    with tempfile.TemporaryDirectory() as cache:
-        say("command to first step, cold", [first_step(Path(cache))])
-        say("command to first step, warm", [first_step(Path(cache)) for _ in range(repeats)])
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"cpu": cpu_name(), "seconds": figures}, indent=1) + "\n")
+    def process(name: str, words: list[str], code: int = 0) -> None:
+        report(name, [seconds(words, code) for _ in range(repeats)])
+
+    process("import twoviews", ["-c", "import twoviews"])
+    process("twoviews --help", ["-m", "twoviews", "--help"])
+    process("twoviews pretrain --help", ["-m", "twoviews", "pretrain", "--help"])
+    process("twoviews pretrain --cfg job", ["-m", "twoviews", "pretrain", "--cfg", "job"])
+    process("a wrong word is rejected: twoviews pretrain epoch=1", ["-m", "twoviews", "pretrain", "epoch=1"], code=2)
+    process("import torch, which every run needs", ["-c", "import torch"])
+    with tempfile.TemporaryDirectory() as name:
+        cache = Path(name)
+        report("command to first step, cold", [first_step(cache)])
+        report("command to first step, warm", [first_step(cache) for _ in range(repeats)])
+        report("a command on a run in use is rejected", in_use(cache, repeats))
+        report("Ctrl-C to the end of the run", [interrupted(cache) for _ in range(repeats)])
+    save(arguments.json, {"cpu": cpu_name(), "seconds": figures})
     return 0
 
 

@@ -12,6 +12,7 @@ import pytest
 import tiny as small
 import torch
 
+from twoviews import device
 from twoviews.cli import main
 
 
@@ -41,6 +42,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small.write_idx(tmp_path_factory.mktemp("data"), small.arrays())
 
 
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the same four files: 40 training and 20 test images, for tests of many runs."""
+    return small.write_idx(tmp_path_factory.mktemp("few"), small.arrays(small.FEW, small.FEW_TEST))
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this process are ten times faster: see `tiny.make_fast`."""
+    small.make_fast(monkeypatch.setattr)
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, data: Path) -> list[str]:
     """Words of a fast run; its folder comes to lie under `tmp_path / "runs"`."""
@@ -53,3 +66,41 @@ def finished(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     runs_dir = tmp_path_factory.mktemp("finished") / "runs é, a=b"  # a path that a careless parser trips over
     assert main(["pretrain", *small.words(data, runs_dir, "probes='knn,linear_precomp'")]) == 0
     return small.only_run(runs_dir)
+
+
+# Files whose tests take seconds: `make check` leaves them out, `make test` runs them.
+LONG = (
+    *("reliability/", "benchmarks/", "commands/", "data/test_folder.py", "methods/test_methods.py", "test_add_a_method.py", "test_api.py"),
+    *("test_build.py", "test_cli.py", "test_gpu.py", "test_leakage.py", "test_package.py", "test_plug.py", "test_profiling.py"),
+    *(
+        "test_readme.py",
+        "test_release.py",
+        "test_resume.py",
+        "test_train.py",
+        "cpu/",
+        "config/test_wrong_words.py",
+        "config/test_reference.py",
+    ),
+    *("config/test_load.py", "runs/", "probes/test_minibatch.py", "probes/test_finetune.py", "test_no_code_execution.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `LONG`."""
+    for item in items:
+        path = str(item.path.relative_to(Path(__file__).parent))
+        if path.startswith(LONG):
+            item.add_marker("long")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the processor and the code paths that no test of this session could run."""
+    paths = {
+        "AMX instructions": torch.cpu._is_amx_tile_supported(),
+        "bfloat16 in oneDNN": torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        "C++": device.compiler() is not None,
+        "CUDA": torch.cuda.is_available(),
+        "MPS": torch.backends.mps.is_available(),
+    }
+    missing = ", ".join(name for name, runs in paths.items() if not runs)
+    terminalreporter.write_line(f"processor: {device.cpu_name()}; not run, because this machine lacks it: {missing or 'nothing'}")

@@ -1,4 +1,4 @@
-"""Files that would run code in the hands of a careless reader: each makes a folder, the marker."""
+"""Files that run code when they are unpickled without restrictions: each creates a folder, the marker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from twoviews import checkpoint
+from twoviews.runs import checkpoint
 
 FORMS = (
     *("zip", "legacy", "bare pickle", "bare pickle, protocol 0", "nested", "a function as a value"),
@@ -23,7 +23,7 @@ FORMS = (
 
 
 class Act:
-    """Pickled as a call."""
+    """An object whose pickle is a function call."""
 
     def __init__(self, *call: Any) -> None:
         self.call = call
@@ -33,7 +33,7 @@ class Act:
 
 
 def make(form: str, marker: Path) -> bytes:
-    """A file of one of `FORMS`."""
+    """Return a file of one of `FORMS`."""
     act: Any = Act(os.mkdir, (str(marker),))
     buffer = io.BytesIO()
     if form == "a tar of torch 0.1":
@@ -53,7 +53,7 @@ def make(form: str, marker: Path) -> bytes:
         "a state that is set": Act(str, (str(marker),), 0o755, None, None, os.mkdir),
     }.get(form, act)
     torch.save(state, buffer, _use_new_zipfile_serialization=form != "legacy")
-    if form == "a TorchScript archive":  # torch tells one by these
+    if form == "a TorchScript archive":  # torch recognises one by these members
         with zipfile.ZipFile(buffer, "a") as archive:
             for name in ("archive/constants.pkl", "archive/code/__torch__.py"):
                 archive.writestr(name, pickle.dumps(act, protocol=2))
@@ -61,12 +61,12 @@ def make(form: str, marker: Path) -> bytes:
 
 
 def sealed(payload: bytes) -> bytes:
-    """As a checkpoint of ours, with a checksum that holds."""
+    """Return a checkpoint file with this payload and the right checksum."""
     return checkpoint.MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
 
 
 def run_freely(form: str, marker: Path) -> None:
-    """What a careless reader does with it: the marker is there afterwards, or what came out is a function to be called."""
+    """Read the file without restrictions, call the function in it if there is one, and check that the marker exists."""
     blob = make(form, marker)
     if form == "a tar of torch 0.1":
         with tarfile.open(fileobj=io.BytesIO(blob)) as tar:
@@ -79,7 +79,7 @@ def run_freely(form: str, marker: Path) -> None:
     elif form.startswith("bare pickle"):
         pickle.loads(blob)
     else:
-        found = torch.load(io.BytesIO(blob), weights_only=False)
+        state = torch.load(io.BytesIO(blob), weights_only=False)
         if form == "a function as a value":
-            found["step"](marker)
+            state["step"](marker)
     assert marker.is_dir(), form

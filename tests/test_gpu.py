@@ -1,4 +1,4 @@
-"""The GPU path without a GPU: fake tensors have a device and a shape but no values, and a step has to get by without looking at any."""
+"""The GPU path without a GPU: fake tensors have a device and a shape but no values, so a step that reads a value fails."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ import contract
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from view_helpers import SIMCLR, views_of
 
-from twoviews import build, config, device, momentum, optim
+from twoviews import build, device, optim
 from twoviews.methods import METHODS
-from twoviews.views import Views
+from twoviews.models import momentum
+from twoviews.optim import optimizers
+from twoviews.views import ops
 
-# A momentum copy is a deep copy, which asks where a tensor lies.
+# The momentum encoder is a deep copy, which asks for the address of a tensor.
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
-# Each of these has the host wait for the device, or gives a result whose shape depends on values: no CUDA graph holds it.
+# For these operations the host waits for the device, or the shape of the result depends on values: no CUDA graph can contain them.
 WAITS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "unique_dim", "unique_consecutive")
 
 
 class Watch(TorchDispatchMode):
-    """Notes every operation that waits, and every tensor that leaves its device or comes to it."""
+    """Records every operation that waits for the device, and every copy between devices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,13 +40,13 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        self.count += func.namespace == "aten"  # kernels: not questions about a tensor
+        self.count += func.namespace == "aten"  # kernels, not questions about a tensor
         if name in WAITS:
             self.seen.append(name)
         masks = [x for x in (args[1] if name in ("index", "index_put_") else ()) if isinstance(x, Tensor) and x.dtype == torch.bool]
         if masks:
             self.seen.append(f"{name} by a mask")
-        if name == "_fused_sgd_":  # one kernel, of which torch has no fake
+        if name == "_fused_sgd_":  # one kernel, which torch cannot fake
             return None
         out = func(*args, **(kwargs or {}))
         if name in ("_to_copy", "copy_", "_foreach_copy_"):
@@ -54,32 +58,22 @@ class Watch(TorchDispatchMode):
 
 @contextlib.contextmanager
 def on_a_gpu() -> Iterator[Watch]:
-    """Everything that is made inside lies on a GPU that is not there."""
+    """Create all tensors inside as fake tensors on a GPU."""
     watch, mode = Watch(), FakeTensorMode()
     deepcopy = copy.deepcopy
     with pytest.MonkeyPatch.context() as patch, mode, torch.device("cuda:0"), watch:
-        patch.setattr(momentum.copy, "deepcopy", lambda module: deepcopy(module, {id(mode): mode}))  # a tensor's mode is not to be copied
+        patch.setattr(momentum.copy, "deepcopy", lambda module: deepcopy(module, {id(mode): mode}))  # the mode itself must not be copied
         yield watch
 
 
-def views(channels: int, **changes: Any) -> Views:
-    """Every operation that there is."""
-    card = config.load("pretrain", ["recipe=simclr_cifar10"])
-    given = {name: card[name] for name in ("crop_scale", "crop_ratio", "flip_p", "jitter_p", "brightness", "contrast")}
-    given |= {"saturation": 0.4, "hue": 0.1, "grayscale_p": 0.2, "blur_p": 0.5, "blur_kernel": 3, "blur_sigma": (0.1, 2.0)}
-    given |= {"solarize_p": 0.1, "mean": (0.5,) * channels, "std": (0.25,) * channels, "image_shape": (channels, 32, 32)}
-    return Views(**{**given, "interpolation": "bilinear", "view_sizes": [32, 24], **changes})
-
-
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_views_wait_for_nothing(interpolation: str) -> None:
-    made = views(3, interpolation=interpolation)
-    numbers = made.draw(0, 0, 8)
+def test_views_contain_no_synchronisation(interpolation: str) -> None:
+    views = views_of((3, 32, 32), 32, 24, **SIMCLR, interpolation=interpolation)
+    numbers = views.draw(0, 0, 8)
     with on_a_gpu() as watch:
         images = torch.zeros(16, 3, 32, 32, dtype=torch.uint8)
         rows = torch.zeros(8, dtype=torch.int64)
-        u = torch.zeros(numbers.shape)
-        out = made(images[rows], u)
+        out = views(images[rows], torch.zeros(numbers.shape))
         assert [x.shape[2] for x in out] == [32, 24]
         assert all(x.device.type == "cuda" for x in out)
     assert watch.seen == []
@@ -88,19 +82,19 @@ def test_views_wait_for_nothing(interpolation: str) -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon", "lars"])
 @pytest.mark.parametrize("name", list(METHODS))
-def test_a_step_waits_for_nothing(name: str, optimizer: str) -> None:
-    made, labels, _ = contract.batch(name)
+def test_a_step_contains_no_synchronisation(name: str, optimizer: str) -> None:
+    views, labels, _ = contract.batch(name)
     with on_a_gpu() as watch:
         method = contract.tiny(name)
         steps = optim.build(
             method.param_groups(), optimizer=optimizer, momentum=0.9, nesterov=optimizer != "adam", weight_decay=1e-4, decay_norms=False
         )
-        inputs = [torch.zeros(x.shape) for x in made], None if labels is None else torch.zeros(labels.shape, dtype=torch.int64)
+        inputs = [torch.zeros(x.shape) for x in views], None if labels is None else torch.zeros(labels.shape, dtype=torch.int64)
         progress = torch.zeros(())
         watch.seen.clear()
-        for _ in range(2):  # an optimiser's first step makes its state
+        for _ in range(2):  # an optimiser creates its state in the first step
             loss, extras = method(*inputs, progress)
-            for p in method.parameters():  # no backward: autograd asks the driver for the device
+            for p in method.parameters():  # no backward, because autograd asks the driver for the device
                 p.grad = torch.zeros(p.shape) if p.requires_grad else None
             for group in steps.param_groups:
                 group["lr"] = 0.1
@@ -113,8 +107,8 @@ def test_a_step_waits_for_nothing(name: str, optimizer: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon", "lars"])
-def test_an_optimisers_step_is_as_few_kernels_for_many_layers_as_for_one(optimizer: str) -> None:
-    """But for Muon's products, which are compiled, and what LARS asks of each layer's length."""
+def test_an_optimisers_step_has_as_few_kernels_for_many_layers_as_for_one(optimizer: str) -> None:
+    """Except Muon's products, which are compiled, and the norms of each layer in LARS."""
     counts = []
     with on_a_gpu() as watch:
         for layers in (1, 12):
@@ -133,27 +127,34 @@ def test_an_optimisers_step_is_as_few_kernels_for_many_layers_as_for_one(optimiz
     assert counts[0] == counts[1] <= 20
 
 
-def test_a_gpu_compiles_the_forward_and_keeps_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(torch, "compile", lambda module, **how: asked.append(how) or module)
+def test_on_a_gpu_the_forward_pass_is_compiled_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch, "compile", lambda module, **options: calls.append(options) or module)
     method = contract.tiny("simclr")
-    for where, compile in (("cpu", True), ("cuda", False), ("cuda", True)):
-        assert build.forward_on(device.Machine(torch.device(where), 1, "bf16", compile), method) is method
-    assert asked == [{"dynamic": False, "fullgraph": True, "options": {"force_layout_optimization": True}}]
+    for name, compile in (("cpu", True), ("cuda", False), ("cuda", True)):
+        assert build.compile_forward(device.Machine(torch.device(name), 1, "bf16", compile), method) is method
+    assert calls == [{"dynamic": False, "fullgraph": True, "options": {"force_layout_optimization": True}}]
     assert "force_layout_optimization" in torch._inductor.list_options()
 
 
-def test_muons_step_has_the_layout_of_its_weight() -> None:
-    """Or a GPU would add each by a kernel of its own."""
+def test_muons_step_has_the_memory_layout_of_its_weight() -> None:
+    """With another layout, a GPU adds each step by a separate kernel."""
     updates = [torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last), torch.randn(8, 4, 3, 3), torch.randn(5, 7), torch.randn(5)]
-    assert [step.stride() for step in optim.directions(updates)] == [update.stride() for update in updates]
+    assert [step.stride() for step in optimizers.directions(updates)] == [update.stride() for update in updates]
 
 
-def test_views_of_a_dozen_batch_sizes_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training and the probes have whole and last batches of their own, and torch gives up at the ninth shape by default."""
+def compile_for_twelve_batch_sizes() -> None:
     torch._dynamo.reset()
-    made = views(3)
-    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):  # put back after the test
+    compiled = torch.compile(ops.solarize, backend="eager", dynamic=False, fullgraph=True)
+    for n in range(2, 14):
+        assert len(compiled(torch.zeros(n, 8, 8))) == n
+
+
+def test_on_a_gpu_functions_are_compiled_for_more_batch_sizes_than_torch_allows_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and probes have whole and last batches of different sizes."""
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):  # restored after the test
+        with pytest.raises(FailOnRecompileLimitHit):
+            compile_for_twelve_batch_sizes()
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, "is_available", lambda: True)
             patch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
@@ -161,9 +162,7 @@ def test_views_of_a_dozen_batch_sizes_are_compiled(monkeypatch: pytest.MonkeyPat
             for name in ("allow_tf32", "benchmark"):
                 patch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
             assert device.choose(device="cuda", threads=torch.get_num_threads(), precision="auto", compile="auto").compile
-        compiled = torch.compile(made.__call__, backend="eager", dynamic=False, fullgraph=True)
-        for n in range(2, 14):
-            assert len(compiled(torch.zeros(n, 3, 32, 32, dtype=torch.uint8), made.draw(0, 0, n))[0]) == n
+        compile_for_twelve_batch_sizes()
 
 
 def test_a_step_that_waits_would_be_seen() -> None:

@@ -1,4 +1,4 @@
-"""The losses against naive loops written from the papers' formulas, in float64."""
+"""The losses equal naive loops that follow the papers' formulas, in float64."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from twoviews.losses import cross_entropy, info_nce, nt_xent
 
 
 def algorithm_1(z: Tensor, temperature: float) -> Tensor:
-    """SimCLR's algorithm 1, word for word: z_(2k-1) and z_(2k) are the two views of image k, counted from 1."""
+    """Compute SimCLR's algorithm 1 literally: z_(2k-1) and z_(2k) are the two views of image k, counted from 1."""
     n = len(z) // 2
     interleaved = [None] + [z[k + view * n] for k in range(n) for view in (0, 1)]
 
@@ -33,7 +33,7 @@ def algorithm_1(z: Tensor, temperature: float) -> Tensor:
 
 
 def l_out(z: Tensor, temperature: float, views: int) -> Tensor:
-    """L_out of Khosla et al. 2020, eq. 2, where the positives of a row are the other views of its image."""
+    """Compute L_out of Khosla et al. 2020, eq. 2: the positives of a row are the other views of its image."""
     rows, n = len(z), len(z) // views
     unit = [row / row.square().sum().sqrt() for row in z]
     total = z.new_zeros(())
@@ -88,17 +88,17 @@ def test_nt_xent_equals_the_naive_loop_on_any_shape_and_ignores_lengths(
     z = normal(views * n, d, seed=seed)
     loss = nt_xent(z, temperature, views)
     torch.testing.assert_close(loss, l_out(z, temperature, views), rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(nt_xent(z * scale, temperature, views), loss, rtol=1e-9, atol=1e-10)  # cosine: lengths do not count
+    torch.testing.assert_close(nt_xent(z * scale, temperature, views), loss, rtol=1e-9, atol=1e-10)  # a cosine does not depend on lengths
 
 
 @pytest.mark.parametrize("views", [2, 3])
 @pytest.mark.parametrize("n", [1, 2, 7, 64])
-def test_equal_rows_give_the_log_of_the_number_of_the_others(n: int, views: int) -> None:
+def test_for_equal_rows_the_loss_is_the_log_of_the_number_of_other_rows(n: int, views: int) -> None:
     loss = nt_xent(torch.ones(views * n, 8, dtype=torch.float64), 0.5, views)
     assert loss.item() == pytest.approx(math.log(views * n - 1), abs=1e-12)
 
 
-def test_perfect_pairs_far_from_all_others_give_no_loss() -> None:
+def test_for_equal_pairs_far_from_all_others_the_loss_is_0() -> None:
     z = torch.eye(8, dtype=torch.float64).repeat(2, 1)
     assert nt_xent(z, 0.01).item() == pytest.approx(0, abs=1e-12)
 
@@ -113,7 +113,7 @@ def test_the_order_of_images_and_of_views_does_not_matter() -> None:
     pair = z[:2]
     torch.testing.assert_close(nt_xent(pair.flip(0).flatten(0, 1), 0.3), nt_xent(pair.flatten(0, 1), 0.3))
     one_view_moved = torch.stack([pair[0], pair[1][order]]).flatten(0, 1)
-    assert abs(nt_xent(one_view_moved, 0.3) - nt_xent(pair.flatten(0, 1), 0.3)) > 1e-3, "the pairing itself must matter"
+    assert abs(nt_xent(one_view_moved, 0.3) - nt_xent(pair.flatten(0, 1), 0.3)) > 1e-3, "the pairing itself must change the loss"
 
 
 @pytest.mark.parametrize("z", ["normal", "equal", "opposite"])
@@ -142,7 +142,7 @@ EXTREMES = st.fixed_dictionaries(
 
 
 def extreme(case: dict[str, Any], rows: int, shift: int = 0) -> Tensor:
-    """Rows that are legal and odd."""
+    """Return rows that are valid but unusual."""
     z = torch.randn(rows, case["d"], generator=torch.Generator().manual_seed(case["seed"] + shift))
     scale = {"huge": 1e4, "tiny": 1e-4, "zeros": 0.0}.get(case["kind"], 1.0)
     z = (z * scale).to(case["dtype"])
@@ -155,7 +155,7 @@ def extreme(case: dict[str, Any], rows: int, shift: int = 0) -> Tensor:
 
 @settings(max_examples=200, deadline=None)
 @given(case=EXTREMES)
-def test_n2_odd_but_legal_rows_give_the_losses_of_float64(case: dict[str, Any]) -> None:
+def test_n2_losses_of_unusual_but_valid_rows_equal_those_in_float64(case: dict[str, Any]) -> None:
     temperature, n = math.exp(case["log_temperature"]), case["n"]
     key, queue = (torch.nn.functional.normalize(extreme(case, rows, shift).float(), dim=1) for rows, shift in ((n, 1), (5, 2)))
 
@@ -171,10 +171,10 @@ def test_n2_odd_but_legal_rows_give_the_losses_of_float64(case: dict[str, Any]) 
     for rows, loss in functions:
         rows.requires_grad_()
         value, exact = loss(rows), loss(rows.detach().double()).item()
-        # float32 knows a cosine to some 1e-7, which the temperature divides, and a logit of 1e4 to 1e-3
+        # float32 has a cosine to about 1e-7, divided by the temperature, and a logit of 1e4 to 1e-3
         assert abs(value.item() - exact) <= 4e-6 / temperature + 1e-5 * abs(exact) + 1e-6
         value.backward()
-        if case["dtype"] != torch.float16:  # whose 65,504 a gradient by a tiny row exceeds
+        if case["dtype"] != torch.float16:  # the gradient of a tiny row exceeds its maximum of 65,504
             assert torch.isfinite(rows.grad).all()
 
 
@@ -187,20 +187,20 @@ def test_a_small_temperature_gives_the_gap_to_the_hardest_negative() -> None:
     assert nt_xent(z, 1e-3).item() == pytest.approx(expected.item(), rel=1e-2)
 
 
-def test_the_diagonal_takes_no_part_even_at_a_high_temperature() -> None:
-    z = torch.eye(4, dtype=torch.float64)  # all cosines are 0: two images, three others each, and no e^(1/T) of an own key
+def test_the_diagonal_has_no_effect_even_at_a_high_temperature() -> None:
+    z = torch.eye(4, dtype=torch.float64)  # all cosines are 0, so each row has three equal others, and none of e^(1/T)
     assert nt_xent(z, 100.0).item() == pytest.approx(math.log(3), abs=1e-12)
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e-3, 0.5])
-def test_the_views_of_a_single_image_have_nothing_to_push_away(temperature: float) -> None:
-    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])  # a mask of -1000, say, would be as large as this pair's own logit
+def test_the_views_of_a_single_image_have_no_negatives(temperature: float) -> None:
+    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])  # a mask of -1000 would be as large as this pair's logit
     assert nt_xent(opposite, temperature).item() == 0
 
 
 @pytest.mark.parametrize("tile", [1, 7, 40, 10**6])
 @pytest.mark.parametrize(("rows", "views"), [(12, 2), (12, 3), (12, 4), (2, 2), (14, 2)])
-def test_a_tile_at_a_time_gives_the_same_loss_and_gradient(monkeypatch: pytest.MonkeyPatch, rows: int, views: int, tile: int) -> None:
+def test_tiles_give_the_same_loss_and_gradient(monkeypatch: pytest.MonkeyPatch, rows: int, views: int, tile: int) -> None:
     plain, tiled = normal(rows, 6).requires_grad_(), normal(rows, 6).requires_grad_()
     expected = nt_xent(plain, 0.2, views)
     (3 * expected).backward()
@@ -212,16 +212,16 @@ def test_a_tile_at_a_time_gives_the_same_loss_and_gradient(monkeypatch: pytest.M
     torch.testing.assert_close(tiled.grad, plain.grad)
 
 
-def test_many_rows_are_taken_in_tiles_and_few_at_once() -> None:
+def test_tiles_are_used_only_for_many_rows() -> None:
     def nodes(rows: int) -> set[str]:
-        loss, found = nt_xent(torch.ones(rows, 1).requires_grad_(), 1.0), set()
-        todo = [loss.grad_fn]
+        """Return the names of the autograd nodes of a loss."""
+        names, todo = set(), [nt_xent(torch.ones(rows, 1).requires_grad_(), 1.0).grad_fn]
         while todo:
             node = todo.pop()
             if node is not None:
-                found.add(node.name())
+                names.add(node.name())
                 todo += [parent for parent, _ in node.next_functions]
-        return found
+        return names
 
     assert any("Tiled" in name for name in nodes(losses.TILED_FROM + 2))
     assert not any("Tiled" in name for name in nodes(64))
@@ -234,7 +234,7 @@ def test_bfloat16_input_is_computed_in_float32() -> None:
     torch.testing.assert_close(loss, nt_xent(z.float(), 0.07), rtol=0, atol=0)
 
 
-def test_autocast_does_not_reach_the_losses() -> None:
+def test_autocast_does_not_change_the_losses() -> None:
     z, logits, labels = normal(64, 32, dtype=torch.float32), normal(16, 10, dtype=torch.float32), torch.arange(16) % 10
     with torch.autocast("cpu", torch.bfloat16):
         inside = nt_xent(z, 0.07), cross_entropy(logits, labels)
@@ -252,7 +252,7 @@ def test_gradient_flows_where_all_cosines_are_negative() -> None:
     corners = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64)  # a tetrahedron: cosines of -1/3
     corners.requires_grad_()
     nt_xent(corners, 0.5).backward()
-    assert (corners.grad.norm(dim=1) > 0.01).all(), "a clamp of the similarity at 0 would stop the gradient here"
+    assert (corners.grad.norm(dim=1) > 0.01).all(), "clamping the similarity at 0 would stop the gradient here"
 
 
 def test_a_step_down_the_gradient_pulls_an_opposite_pair_together() -> None:
@@ -266,11 +266,8 @@ def test_a_step_down_the_gradient_pulls_an_opposite_pair_together() -> None:
     assert pair_cosine(z.detach() - 0.1 * gradient) > pair_cosine(z.detach()) + 1e-4
 
 
-@pytest.mark.parametrize(
-    ("rows", "temperature", "views"),
-    [(5, 0.5, 2), (4, 0.5, 3), (4, 0.0, 2), (4, -0.1, 2), (4, 0.5, 1), (4, 0.5, 0)],
-)
-def test_nt_xent_refuses_what_is_out_of_range(rows: int, temperature: float, views: int) -> None:
+@pytest.mark.parametrize(("rows", "temperature", "views"), [(5, 0.5, 2), (4, 0.5, 3), (4, 0.0, 2), (4, -0.1, 2), (4, 0.5, 1), (4, 0.5, 0)])
+def test_nt_xent_refuses_values_out_of_range(rows: int, temperature: float, views: int) -> None:
     with pytest.raises(ValueError, match="nt_xent"):
         nt_xent(torch.ones(rows, 3), temperature, views)
 
@@ -291,9 +288,6 @@ def test_cross_entropy_of_bfloat16_logits_is_computed_in_float32() -> None:
     loss = cross_entropy(logits, labels)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, cross_entropy(logits.float(), labels), rtol=0, atol=0)
-
-
-# ---- InfoNCE against a queue ----
 
 
 def unit(*shape: int, seed: int) -> Tensor:
@@ -318,7 +312,7 @@ def test_info_nce_and_its_gradient_equal_the_papers_formula(n: int, k: int, d: i
 
 def test_info_nce_counts_the_queries_whose_own_key_is_the_most_similar() -> None:
     key = torch.eye(4, dtype=torch.float64)
-    queue = torch.cat([key[:1], -key])  # the first query meets its own direction in the queue: no strict winner
+    queue = torch.cat([key[:1], -key])  # the first query's own key is in the queue too, so it is not the most similar
     _, share = info_nce(3 * key, key, queue, 0.2)
     assert share.item() == 0.75
 
@@ -337,7 +331,7 @@ def test_n2_info_nce_is_in_float32_and_finite_at_small_temperatures(dtype: torch
     torch.testing.assert_close(loss.double(), exact, rtol=1e-4, atol=1e-3)
 
 
-def test_info_nce_refuses_shapes_that_do_not_fit() -> None:
+def test_info_nce_refuses_shapes_that_do_not_match() -> None:
     good = [normal(4, 3), normal(4, 3), normal(9, 3)]
     for i, wrong in ((0, normal(5, 3)), (1, normal(4, 2)), (2, normal(9, 2))):
         with pytest.raises(ValueError, match="info_nce: expected queries and keys"):

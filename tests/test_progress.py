@@ -1,4 +1,4 @@
-"""What a person is told while they wait: a bar, or plain lines without a terminal; and a clock that counts training alone."""
+"""Progress is a bar on a terminal and plain lines elsewhere; the clock counts training only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tick = Callable[[float], None]
 
 @pytest.fixture
 def tick(monkeypatch: pytest.MonkeyPatch) -> Tick:
-    """A clock that moves when it is told to."""
+    """Return a function that moves the clock by some seconds."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
@@ -31,18 +31,18 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_without_a_terminal_a_line_every_fifteen_seconds(tick: Tick, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_a_line_is_printed_every_fifteen_seconds(tick: Tick, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("train", 40, "views", start=10, scale=512) as bar:
         for _ in range(10):
             tick(2)
             bar.add(1, "loss 3.1")
     out = capsys.readouterr()
-    # Eight steps of two seconds, of thirty: 22 are left, and the rate leaves out the ten before the start.
+    # Eight of thirty steps took two seconds each: 22 are left. The rate leaves out the ten steps before the start.
     assert out.out == "train 18/40, 256 views/s, 44 s left loss 3.1\n"
     assert out.err == ""
 
 
-def test_on_a_terminal_a_bar_with_rate_and_time_left(
+def test_on_a_terminal_a_bar_shows_rate_and_time_left(
     tick: Tick, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     screen = Terminal()
@@ -60,7 +60,7 @@ def test_on_a_terminal_a_bar_with_rate_and_time_left(
     assert capsys.readouterr().out.strip() == "a line between"
 
 
-def test_the_clock_leaves_out_what_compiles_and_what_pauses(tick: Tick) -> None:
+def test_the_clock_leaves_out_steps_that_compile_and_pauses(tick: Tick) -> None:
     clock = Clock()
     clock.start()
     tick(30)
@@ -75,13 +75,13 @@ def test_the_clock_leaves_out_what_compiles_and_what_pauses(tick: Tick) -> None:
         tick(2)
         clock.step(done, 4, compiling=False)
     assert clock.total == 41
-    assert clock.epochs == [4, 8], "the first epoch's three steady steps stand for four"
+    assert clock.epochs == [4, 8], "the mean of the first epoch's three steady steps counts four times"
     assert clock.epoch_seconds(4) == 6
     assert clock.per_step() == pytest.approx(11 / 7)
     assert clock.rate(14) == pytest.approx(14 * 7 / 11)
 
 
-def test_waiting_for_the_device_counts(tick: Tick) -> None:
+def test_the_time_of_waiting_for_the_device_counts(tick: Tick) -> None:
     clock = Clock()
     clock.start()
     clock.step(1, 10, compiling=False)
@@ -102,4 +102,4 @@ def test_a_resumed_clock_adds_up(tick: Tick) -> None:
     tick(1)
     assert (second.total, second.earlier) == (5, 12)
     assert second.state()["wall"] == 13
-    assert second.epoch_seconds(2) == 10, "no whole epoch: from the mean step"
+    assert second.epoch_seconds(2) == 10, "there was no complete epoch: computed from the mean step"

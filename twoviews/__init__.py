@@ -1,11 +1,9 @@
-"""TwoViews: train image encoders without labels at CIFAR scale, and judge them honestly.
+"""TwoViews: train image encoders without labels at CIFAR scale, and evaluate them honestly.
 
     from twoviews import Views, nt_xent, knn, linear, load_backbone, pretrain
 
-Each name is imported when it is first used, so that `twoviews --help` does not wait for torch.
+Each name is imported when it is first used, so that `twoviews --help` does not import torch.
 """
-
-from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -16,11 +14,12 @@ if TYPE_CHECKING:
     from twoviews.losses import nt_xent
     from twoviews.probes.knn import knn
     from twoviews.probes.linear import linear
-    from twoviews.views import Views
+    from twoviews.views import Views, ViewSpec
 
-__all__ = ["Views", "knn", "linear", "load_backbone", "nt_xent", "pretrain"]
+__all__ = ["ViewSpec", "Views", "knn", "linear", "load_backbone", "nt_xent", "pretrain"]
 
-_HOME = {
+_MODULES = {
+    "ViewSpec": "twoviews.views",
     "Views": "twoviews.views",
     "knn": "twoviews.probes.knn",
     "linear": "twoviews.probes.linear",
@@ -31,6 +30,6 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'twoviews' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

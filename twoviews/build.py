@@ -1,36 +1,38 @@
-"""The parts of a run, built from its configuration, and the file that carries its weights."""
+"""From the configuration to the parts of a run: machine, data, views, method, optimiser.
 
-from __future__ import annotations
+This is the only module that knows the C++ fast path (`cpu/`). Without that package, or without a compiler, the parts are
+plain PyTorch.
+"""
 
-import hashlib
+import importlib
 import inspect
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from twoviews import backbones, device, memory, native, optim, runs
+from twoviews import device, optim, runs
 from twoviews.config import Config
 from twoviews.data.dataset import Dataset, load, steps_per_epoch
-from twoviews.layers import hasten
 from twoviews.methods import METHODS
 from twoviews.methods.base import Method
+from twoviews.models.resnet import build_backbone, whiten_stem
 from twoviews.probes.embed import embed
-from twoviews.views import Views
+from twoviews.runs import weights
+from twoviews.views import Views, ViewSpec
 
-SHIPPED = {path.stem: path for path in sorted((Path(__file__).parent / "assets").glob("*.safetensors"))}  # nets that come along, by name
-WHITEN_IMAGES = 5000  # of the training images, for the statistics of patches
+BUNDLED = {path.stem: path for path in sorted((Path(__file__).parent / "assets").glob("*.safetensors"))}  # pretrained models, by name
+FROM_DATA = ("backbone", "embed_dim", "num_classes", "num_images")  # arguments of constructors that are not keys
+WHITEN_IMAGES = 5000  # training images from which the statistics of patches are computed
 
 
 @dataclass
 class Parts:
-    """Everything that the loop and the read-outs need, built from one configuration."""
+    """Everything that training and evaluation need, built from one configuration."""
 
     machine: device.Machine
     dataset: Dataset
@@ -42,50 +44,28 @@ class Parts:
     steps_per_epoch: int
     peak_rate: float
 
-    @property
-    def mean(self) -> tuple[float, ...]:
-        return self.views.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        return self.views.std
-
     def embed(self, module: nn.Module, images: Tensor, name: str = "embed") -> Tensor:
-        """Features (N, D) of whole images by a frozen module of this run."""
-        how: dict[str, Any] = {"device": self.machine.device, "autocast": self.machine.autocast, "name": name}
-        return embed(module, images, mean=self.mean, std=self.std, **how)
+        """Return features (N, D) of whole images by a frozen module of this run."""
+        device, autocast = self.machine.device, self.machine.autocast
+        return embed(module, images, mean=self.views.mean, std=self.views.std, device=device, autocast=autocast, name=name)
 
 
 def build(cfg: Config) -> Parts:
-    """All parts of a run. Weights are a function of the seed.
+    """Build all parts of a run. Weights are a function of the seed.
 
     Raises:
-        ValueError: if a value is out of range or the data cannot be had: before anything is written.
+        ValueError: if a value is out of range or the data cannot be read: before anything is written.
     """
+    given_to_method(cfg, dict.fromkeys(FROM_DATA))  # a missing key is reported before the data are read
     machine = device.choose(device=cfg.device, threads=cfg.threads, precision=cfg.precision, compile=cfg.compile)
     if machine.device.type == "cpu":
-        memory.keep_freed_memory()
-        if machine.compile:
-            memory.keep_places()
+        device.keep_freed_memory()
     dataset = load(cfg.dataset, cfg.data_dir, cfg.train_size, image_size=cfg.image_size, on_bad=cfg.on_bad)
     images, labels = dataset.split(cfg.train_on)
-    if METHODS[cfg.method].uses_labels and (labels < 0).any():
-        raise ValueError(
-            f"train_on={cfg.train_on}: {cfg.method} learns from labels, of which test images have none here: expected train+val"
-        )
-    if cfg.batch_size > len(images):
-        raise ValueError(f"batch_size={cfg.batch_size}: {dataset.title} has {len(images)} images in {cfg.train_on}: choose at most that")
-    if not cfg.drop_last and len(images) % cfg.batch_size == 1:
-        raise ValueError(
-            f"drop_last=false: the last batch of an epoch would hold one image (of {len(images)}): change batch_size or drop it"
-        )
-    views = build_views(cfg, dataset)
-    method = placed(machine, build_method(cfg, dataset, _init_file(cfg)))
     peak = optim.resolve_learning_rate(cfg.learning_rate, cfg.base_learning_rate, cfg.batch_size)
-    if cfg.min_learning_rate > peak:
-        raise ValueError(f"min_learning_rate={cfg.min_learning_rate}: above the peak rate {peak:g}: choose at most that")
-    if cfg.warmup_epochs >= cfg.epochs and cfg.warmup_epochs > 0:
-        raise ValueError(f"warmup_epochs={cfg.warmup_epochs}: as long as the run ({cfg.epochs} epochs): choose less")
+    _check(cfg, dataset, len(images), bool((labels < 0).any()), peak)
+    views = build_views(cfg, dataset)
+    method = to_device(build_method(cfg, dataset, _init_file(cfg)), machine)
     optimizer = optim.build(
         method.param_groups(),
         optimizer=cfg.optimizer,
@@ -108,6 +88,20 @@ def build(cfg: Config) -> Parts:
     )
 
 
+def _check(cfg: Config, dataset: Dataset, images: int, unlabelled: bool, peak: float) -> None:
+    """Refuse combinations of keys and data that cannot be trained."""
+    if METHODS[cfg.method].uses_labels and unlabelled:
+        raise ValueError(f"train_on={cfg.train_on}: {cfg.method} needs labels, and test images have none here: expected train+val")
+    if cfg.batch_size > images:
+        raise ValueError(f"batch_size={cfg.batch_size}: {dataset.title} has {images} images in {cfg.train_on}: choose at most that")
+    if not cfg.drop_last and images % cfg.batch_size == 1:
+        raise ValueError(f"drop_last=false: the last batch of an epoch would hold one image (of {images}): change batch_size or drop it")
+    if cfg.min_learning_rate > peak:
+        raise ValueError(f"min_learning_rate={cfg.min_learning_rate}: above the peak rate {peak:g}: choose at most that")
+    if cfg.warmup_epochs >= cfg.epochs and cfg.warmup_epochs > 0:
+        raise ValueError(f"warmup_epochs={cfg.warmup_epochs}: as long as the run ({cfg.epochs} epochs): choose less")
+
+
 def _init_file(cfg: Config) -> Path | None:
     if not cfg.get("init"):
         return None
@@ -115,185 +109,139 @@ def _init_file(cfg: Config) -> Path | None:
 
 
 def build_views(cfg: Config, dataset: Dataset) -> Views:
-    """The recipe's views of this data set; two of the images' own size unless `view_sizes` says otherwise."""
+    """Return the recipe's views of this data set: two of the images' own size unless `view_sizes` says otherwise."""
     channels, height, width = dataset.images.shape[1:]
     mean, std = _normalisation(cfg, dataset)
-    keys = [name for name in inspect.signature(Views.__init__).parameters if name in cfg and name != "view_sizes"]
-    return Views(
-        image_shape=(channels, height, width),
-        view_sizes=cfg.view_sizes or (height, height),
-        mean=mean,
-        std=std,
-        **{name: cfg[name] for name in keys},
-    )
-
-
-def views_by(machine: device.Machine) -> str:
-    """What makes the views on this machine: `C++`, `torch.compile` or `torch`. They differ by rounding, so the manifest keeps it."""
-    if not machine.compile:
-        return "torch"
-    if machine.device.type == "cpu":
-        return "C++" if native.library() is not None else "torch"
-    return "torch.compile"
-
-
-def views_on(machine: device.Machine, views: Views) -> Callable[[Tensor, Tensor], list[Tensor]]:
-    """The views as this machine makes them: images and numbers to V tensors."""
-    by = views_by(machine)
-    if by == "torch.compile":
-        return torch.compile(views.__call__, dynamic=False, fullgraph=True)
-    return views.on_cpu if by == "C++" else views
-
-
-def layers_by(machine: device.Machine) -> str:
-    """What the layers of a net are on this machine: `C++` (`layers.hasten`) or `torch`'s; kept and compared as `views_by` is."""
-    hastened = machine.compile and machine.device.type == "cpu" and machine.precision == "bf16"
-    return "C++" if hastened and native.library(native.NORM) is not None else "torch"
-
-
-def placed(machine: device.Machine, method: Method) -> Method:
-    """The method where it is to run, as it runs there fastest; changed in place."""
-    method.to(machine.device, machine.dtype).to(memory_format=torch.channels_last)
-    if layers_by(machine) == "C++":
-        hasten(method)
-    return method
-
-
-def forward_on(machine: device.Machine, method: Method) -> Callable[..., Any]:
-    """Forward with loss as this machine runs it: on a GPU one compiled graph, for the backward another."""
-    # On a CPU the convolutions are oneDNN's either way, and compiling around them gains nothing (docs/performance.md).
-    if not machine.compile or machine.device.type != "cuda":
-        return method
-    # important: torch 2.14 decides the backward's layout by forward convolutions, which it has none of (pytorch#189239): all would be
-    # turned from channels_last and back. Our nets are channels_last from end to end, so nothing is lost by deciding for it.
-    return torch.compile(method, dynamic=False, fullgraph=True, options={"force_layout_optimization": True})
+    common = {name: cfg[name] for name in inspect.signature(ViewSpec).parameters if name != "size"}
+    specs = [ViewSpec(size=size, **common) for size in cfg.view_sizes or (height, height)]
+    return Views(image_shape=(channels, height, width), specs=specs, mean=mean, std=std)
 
 
 def _normalisation(cfg: Config, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that pixels in [0, 1] are normalised with: the data set's, or none."""
+    """Return the mean and standard deviation for pixels in [0, 1]: the data set's, or 0 and 1."""
     channels = dataset.images.shape[1]
     return (dataset.mean, dataset.std) if cfg.normalize else ((0.0,) * channels, (1.0,) * channels)
 
 
 def build_method(cfg: Config, dataset: Dataset, init: Path | None = None) -> Method:
-    """The recipe's method around its backbone, untrained: a function of the seed and, where the stem is whitened, of the images.
-
-    The card gives each hyper-parameter that the method's constructor names.
+    """Return the recipe's method around its backbone, untrained: a function of the seed and, with `whiten_stem`, of the images.
 
     Args:
         cfg, dataset: of the run.
-        init: a run's backbone to start from: loaded before the method is made, which may copy it.
+        init: weights to start from; loaded before the method is built, which may copy the backbone.
+
+    Raises:
+        ValueError: if the recipe lacks a key that the method's constructor names.
     """
     channels, height = dataset.images.shape[1:3]
     torch.manual_seed(cfg.seed)
-    backbone, embed_dim = backbones.build(cfg.backbone, in_channels=channels, image_size=height)
+    backbone, embed_dim = build_backbone(cfg.backbone, in_channels=channels, image_size=height)
+    images = dataset.split(cfg.train_on)[0]
     if cfg.whiten_stem:
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in _normalisation(cfg, dataset))
-        images = dataset.split(cfg.train_on)[0]  # not `train`: which images those are depends on labels
-        some = images[:: -(-len(images) // WHITEN_IMAGES)]  # spread over the set: an image tree comes class by class
-        backbones.whiten_stem(backbone, (some.float() / 255 - mean) / std)
+        some = images[:: -(-len(images) // WHITEN_IMAGES)]  # spread over the set: an image folder is sorted by class
+        whiten_stem(backbone, (some.float() / 255 - mean) / std)
     if init is not None:
-        _load_weights(backbone, init)
-    parts = {
-        "backbone": backbone,
-        "embed_dim": embed_dim,
-        "num_classes": len(dataset.classes),
-        "num_images": len(dataset.split(cfg.train_on)[0]),
-    }
-    wanted = [name for name in inspect.signature(METHODS[cfg.method].__init__).parameters if name != "self"]
-    return METHODS[cfg.method](**{name: parts[name] if name in parts else cfg[name] for name in wanted})
+        weights.load_into(backbone, init)
+    parts = dict(zip(FROM_DATA, (backbone, embed_dim, len(dataset.classes), len(images)), strict=True))
+    return METHODS[cfg.method](**given_to_method(cfg, parts))
+
+
+def given_to_method(cfg: Config, parts: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the method's constructor: of `parts` and of the recipe's keys, those that it names.
+
+    Raises:
+        ValueError: if the recipe lacks a key that the constructor names.
+    """
+    names = [name for name in inspect.signature(METHODS[cfg.method].__init__).parameters if name != "self"]
+    if missing := [name for name in names if name not in parts and name not in cfg]:
+        raise ValueError(
+            f"method={cfg.method}: needs the key {missing[0]}, which recipe={cfg.recipe} does not set: "
+            "choose a recipe of this method, or add the key to the recipe (and to base.yaml and config/schema.py if it is new)"
+        )
+    return {name: parts[name] if name in parts else cfg[name] for name in names}
+
+
+def _cpu(name: str) -> ModuleType | None:
+    """Return a module of the package `cpu`, or None where that package is missing."""
+    try:
+        return importlib.import_module(f"twoviews.cpu.{name}")
+    except ModuleNotFoundError:
+        return None
+
+
+def views_backend(machine: device.Machine) -> str:
+    """Return what computes the views: `cpp`, `inductor` (torch.compile) or `torch`. They round differently; the manifest names it."""
+    if machine.compile and machine.device.type == "cpu":
+        return "cpp" if (cpu := _cpu("views")) and cpu.library() else "torch"
+    return "inductor" if machine.compile else "torch"
+
+
+def make_views(machine: device.Machine, views: Views) -> Callable[[Tensor, Tensor], list[Tensor]]:
+    """Return the function from images and random numbers to V views, by the backend of this machine."""
+    backend = views_backend(machine)
+    if backend == "cpp" and (cpu := _cpu("views")):
+        found: Callable[[Tensor, Tensor], list[Tensor]] = cpu.maker(views)
+        return found
+    return torch.compile(views.__call__, dynamic=False, fullgraph=True) if backend == "inductor" else views
+
+
+def layers_backend(machine: device.Machine) -> str:
+    """Return what computes the backbone's layers on a CPU: `cpp` (bfloat16 only) or `torch`. They round differently."""
+    wanted = machine.compile and machine.device.type == "cpu" and machine.precision == "bf16"
+    return "cpp" if wanted and (cpu := _cpu("batchnorm")) and cpu.library() else "torch"
+
+
+def to_device(method: Method, machine: device.Machine) -> Method:
+    """Move a method to the machine's device and dtype, in channels_last, and use the fast path if there is one."""
+    method.to(machine.device, machine.dtype).to(memory_format=torch.channels_last)
+    if layers_backend(machine) == "cpp" and (cpu := _cpu("resnet")):
+        cpu.use_fast_path(method)
+    return method
+
+
+def compile_forward(machine: device.Machine, method: Method) -> Callable[..., Any]:
+    """Return the function from views to the loss: on a GPU compiled (one graph forward, one backward), else the method itself."""
+    # On a CPU, oneDNN computes the convolutions either way, and compiling the rest gains nothing (docs/performance.md).
+    if not machine.compile or machine.device.type != "cuda":
+        return method
+    # important: torch 2.14 chooses the layout of the backward graph by its forward convolutions, of which it has none
+    # (pytorch#189239). It would convert every tensor from channels_last and back, so the layout is forced.
+    return torch.compile(method, dynamic=False, fullgraph=True, options={"force_layout_optimization": True})
 
 
 def backbone_bytes(cfg: Config, parts: Parts, run: str) -> bytes:
-    """The backbone as a safetensors file that says how to build it and whose it is: torchvision's key names, no prefix.
+    """Return the backbone as a safetensors file with torchvision's key names and a description.
 
     Args:
         cfg, parts: of the run.
         run: `runs.identity` of it.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.method.backbone.state_dict().items()}
     channels, height = parts.dataset.images.shape[1:3]
-    about = {"backbone": cfg.backbone, "in_channels": str(channels), "image_size": str(height)}
-    about |= {name: " ".join(f"{v:.6f}" for v in values) for name, values in (("mean", parts.mean), ("std", parts.std))}
-    about |= {"recipe": cfg.recipe, "dataset": parts.dataset.title, "run": run}
-    about["sha256"] = _tensors_seal(tensors, about)
-    # important: one key, because safetensors writes several in a random order: equal runs would have unequal files
-    return safetensors_bytes(tensors, metadata={"twoviews": json.dumps(about)})
-
-
-def _tensors_seal(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
-    """A checksum over names, shapes, types and values of tensors, and over what is said about them."""
-    sha = hashlib.sha256(json.dumps({key: value for key, value in about.items() if key != "sha256"}, sort_keys=True).encode())
-    for name, x in sorted(tensors.items()):
-        sha.update(f"{name} {x.dtype} {tuple(x.shape)}\0".encode())
-        sha.update(x.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, and what it says about them ({} if another program wrote it).
-
-    Raises:
-        ValueError: if there is no such file, or it is damaged.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file: a finished run has one")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            about = json.loads((file.metadata() or {}).get("twoviews", "{}"))
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path}: damaged, or not a safetensors file ({' '.join(str(error).split())[:100]})") from None
-    if "sha256" in about and about["sha256"] != _tensors_seal(tensors, about):
-        raise ValueError(f"{path}: damaged: its checksum does not hold")
-    return tensors, about
-
-
-def check_weights(path: Path, run: str) -> dict[str, str]:
-    """What a run's file of weights says about itself.
-
-    Args:
-        path: the file.
-        run: `runs.identity` of the run that it should be of.
-
-    Raises:
-        ValueError: if it is missing, damaged, or of another run.
-    """
-    about = _read_tensors(path)[1]
-    if run and about.get("run") != run:
-        raise ValueError(f"{path}: of another run")
-    return about
+    description = {"backbone": cfg.backbone, "in_channels": str(channels), "image_size": str(height)}
+    description |= {name: " ".join(f"{v:.6f}" for v in values) for name, values in (("mean", parts.views.mean), ("std", parts.views.std))}
+    description |= {"recipe": cfg.recipe, "dataset": parts.dataset.title, "run": run}
+    return weights.to_bytes(parts.method.backbone.state_dict(), description)
 
 
 def load_backbone(run: str | Path) -> nn.Module:
-    """The trained backbone of a run, frozen and in eval mode.
+    """Return a trained backbone, frozen and in eval mode: a module from (N, C, H, W) to h (N, embed_dim).
 
     Args:
-        run: a run folder, a `.safetensors` file of one, or the name of a net that comes along (`SHIPPED`). Images go in as
-            (N, C, H, W) in [0, 1], less `module.mean` over `module.std` (buffers of shape (C, 1, 1)).
-
-    Returns:
-        Module from (N, C, H, W) to h (N, embed_dim).
+        run: a run folder, its `.safetensors` file, or the name of a bundled model (`BUNDLED`). Input images are in [0, 1],
+            minus `module.mean`, divided by `module.std` (buffers of shape (C, 1, 1)).
 
     Raises:
-        ValueError: if there is no such file or it is not one of ours.
+        ValueError: if there is no such file, or TwoViews did not write it.
     """
-    path = Path(run) / runs.BACKBONE if Path(run).is_dir() else SHIPPED.get(str(run), Path(run))
+    path = Path(run) / runs.BACKBONE if Path(run).is_dir() else BUNDLED.get(str(run), Path(run))
     if not path.is_file():
-        raise ValueError(f"{path}: no such file: expected a finished run, its file, or one of {', '.join(SHIPPED)}")
-    about = check_weights(path, runs.identity(Path(run))) if Path(run).is_dir() else _read_tensors(path)[1]
+        raise ValueError(f"{path}: no such file: expected a finished run, its file, or one of {', '.join(BUNDLED)}")
+    about = weights.check(path, runs.identity(Path(run))) if Path(run).is_dir() else weights.read(path)[1]
     if "backbone" not in about:
-        raise ValueError(f"{path}: does not say which backbone it holds: not a file of TwoViews")
-    module, _ = backbones.build(about["backbone"], in_channels=int(about["in_channels"]), image_size=int(about["image_size"]))
-    _load_weights(module, path)
+        raise ValueError(f"{path}: does not say which backbone it holds: not written by TwoViews")
+    module, _ = build_backbone(about["backbone"], in_channels=int(about["in_channels"]), image_size=int(about["image_size"]))
+    weights.load_into(module, path)
     for name in ("mean", "std"):
         module.register_buffer(name, torch.tensor([float(v) for v in about[name].split()]).view(-1, 1, 1), persistent=False)
     return module.eval().requires_grad_(False)
-
-
-def _load_weights(module: nn.Module, path: Path) -> None:
-    tensors, _ = _read_tensors(path)
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: does not fit this backbone: {' '.join(str(error).split())[:200]}") from None

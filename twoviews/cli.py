@@ -1,8 +1,8 @@
-"""argv to one command: `twoviews <verb> key=value ...`. Torch is imported inside the verbs, so that help and errors are quick."""
+"""From the command line to one command: `twoviews <verb> key=value ...`.
 
-from __future__ import annotations
+Torch is imported inside the commands, so that help and errors answer at once.
+"""
 
-import difflib
 import importlib
 import importlib.util
 import os
@@ -10,19 +10,21 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from twoviews import config, lock, rules, runs
+from twoviews import config
+from twoviews.config.hints import did_you_mean, usage
+from twoviews.config.schema import RULES, VERBS
 
 USAGE = """usage: twoviews <verb> key=value ...
 
-  twoviews pretrain recipe=fashion_thin             train an encoder without labels, then read it out
-  twoviews evaluate run=latest probes=fast|seeds    read out a finished run again
-  twoviews runs [best|compare|second_seed|...]      all runs; mean ± std over seeds; the seeds' tables
+  twoviews pretrain recipe=demo                     train an encoder without labels, then evaluate it
+  twoviews evaluate run=latest probes=reference     evaluate a finished run again
+  twoviews runs compare                             all runs; mean ± std over seeds; tables of the reference projects
   twoviews report run=latest                        write the run's report.html again
-  twoviews bench what=all                           side by side with the peers (in a checkout)
-  twoviews doctor                                   what this machine has and what TwoViews would choose
+  twoviews bench what=all                           speed beside other tools (in a clone of the repository)
+  twoviews doctor                                   what this machine has and what would be chosen on it
 
-  twoviews <verb> --help                            the keys of a verb
-  twoviews pretrain --cfg job                       the resolved configuration
+  twoviews <verb> --help                            the keys of a verb, each with its value and meaning
+  twoviews pretrain --cfg job                       the same keys and values as YAML
   twoviews pretrain seed=0,1,2 --multirun           several runs, one after another
 """
 
@@ -33,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: words after the program's name; the process's own by default.
+        argv: words after the program's name; those of the process by default.
 
     Returns:
-        Exit code: 0 done, 1 a failure while running, 2 a command line that cannot be run, 3 a loss or weights that are not finite,
-        130, 143, 129 or 138 stopped by SIGINT, SIGTERM, SIGHUP or SIGUSR1.
+        Exit code: 0 success, 1 a failure while running, 2 a command line that cannot be run, 3 a loss or weights that
+        are not finite, 128 + signal if a signal stopped it (SIGINT 130, SIGTERM 143).
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -49,20 +51,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"twoviews {version('twoviews')}")
         return 0
-    if verb not in config.VERBS:
-        near = difflib.get_close_matches(verb, config.VERBS, 1, cutoff=0.3)
-        return _fail(f"{verb}: no such verb{f': did you mean {near[0]}?' if near else ''} (twoviews --help lists them)", 2)
-    if verb == "runs" and words and words[0] in rules.RULES["view"].choices:
+    if verb not in VERBS:
+        key, equals, value = verb.lstrip("-").partition("=")
+        near = did_you_mean(verb, VERBS)
+        if key in RULES and not near:
+            first, others = RULES[key].verbs[0], RULES[key].verbs[1:]
+            more = f" (or after {', '.join(others)})" if others else ""
+            return _fail(f"{verb}: expected a verb before the key: type twoviews {first} {key}={value if equals else '<value>'}{more}", 2)
+        if key in RULES["recipe"].choices:
+            return _fail(f"{verb}: no such verb: type twoviews pretrain recipe={key}", 2)
+        return _fail(f"{verb}: no such verb{near} (twoviews --help lists them)", 2)
+    if verb == "runs" and words and "=" not in words[0] and not words[0].startswith("-"):
         words[0] = f"view={words[0]}"
     return _dispatch(lambda: (verb, words, None), words)
 
 
 def script(path: str, argv: Sequence[str] | None = None) -> int:
-    """Run one of the seeds' own commands.
+    """Run a command of a reference project.
 
     Args:
-        path: of the file that was run.
-        argv: words after its name; the process's own by default.
+        path: the file that was run.
+        argv: words after its name; those of the process by default.
 
     Returns:
         Exit code, as `main`.
@@ -73,31 +82,38 @@ def script(path: str, argv: Sequence[str] | None = None) -> int:
     if missing:
         ours = Path(path).resolve().parent / ".venv/bin/python"
         if ours.is_file() and Path(sys.prefix) != ours.parent.parent:
-            print(f"{sys.executable} has no {missing[0]}: going on with {ours}", flush=True)
+            print(f"{sys.executable} has no {missing[0]}: continuing with {ours}", flush=True)
             os.execv(ours, [str(ours), path, *argv])
-        return _fail(f"{name}: {sys.executable} has no {', '.join(missing)}: make demo sets up .venv, then python {name} finds it", 2)
-    from twoviews import seeds
+        return _fail(f"{name}: {sys.executable} has no {', '.join(missing)}: run make demo once: it creates .venv", 2)
+    from twoviews.config import reference
 
     if any(word in ("--help", "-h") for word in argv):
         try:
-            print(seeds.usage(Path(path)), end="")
+            print(reference.usage(Path(path)), end="")
         except ValueError as error:
             return _fail(str(error), 2)
         return 0
-    return _dispatch(lambda: seeds.words(Path(path), argv), argv)
+    return _dispatch(lambda: reference.translate(Path(path), argv), argv)
 
 
 def _dispatch(read: Callable[[], tuple[str, list[str], list[str] | None]], argv: Sequence[str]) -> int:
-    """Run the command that `read` makes of `argv`: a verb, our words, and what was typed for each where that differs."""
+    """Run the command that `read` returns: a verb, our words, and what was typed for each word where that differs."""
     debug = any(word.lower() == "debug=true" for word in argv)  # for errors in the words themselves
     try:
         verb, words, typed = read()
-        if any(word in config.FLAGS for word in words):
-            return config.with_hydra(verb, words, lambda cfg: _run(verb, cfg), typed)
+        if any(word in ("--help", "-h") for word in words):
+            recipe = [word for word in words if word.startswith("recipe=")]
+            print(usage(verb, config.load(verb, recipe if verb == "pretrain" else [])), end="")
+            return 0
+        if any(word in ("--cfg", "-c") for word in words):
+            print(config.show_config(verb, words, typed), end="")
+            return 0
+        if any(word in ("--multirun", "-m") for word in words):
+            return config.sweep(verb, words, lambda cfg: _run(verb, cfg), typed)
         cfg = config.load(verb, words, typed)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
-    except Exception as error:  # Hydra has errors of its own for words that it cannot read
+    except Exception as error:  # Hydra has its own errors for words that it cannot parse
         if debug:
             raise
         return _fail(" ".join(str(error).split()), 2)
@@ -105,10 +121,12 @@ def _dispatch(read: Callable[[], tuple[str, list[str], list[str] | None]], argv:
 
 
 def _run(verb: str, cfg: config.Config) -> int:
+    from twoviews import runs
+
     try:
-        place = cfg.get("resume") or cfg.get("run")
-        if place and place != "latest":  # before torch: a name that is none, or a run that is in use, is said at once
-            lock.look(runs.find(place, Path(cfg.runs_dir)))
+        run = cfg.get("resume") or cfg.get("run")
+        if run and run != "latest":  # before torch is imported: a wrong name, or a run in use, is reported at once
+            runs.check_unlocked(runs.find(run, Path(cfg.runs_dir)))
         return int(importlib.import_module(f"twoviews.commands.{verb}").run(cfg))
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)

@@ -1,8 +1,8 @@
-"""Device, threads, precision and compilation: chosen from what the machine has, and said in one line."""
-
-from __future__ import annotations
+"""Device, threads, precision and compilation: choose them from what the machine has, and describe them in one line."""
 
 import contextlib
+import ctypes
+import functools
 import os
 import platform
 import shutil
@@ -19,10 +19,10 @@ class Machine:
     """What a run uses.
 
     Args:
-        device: where tensors live.
+        device: of all tensors.
         threads: of the CPU.
         precision: `bf16` (autocast), `fp32` or `fp64`.
-        compile: whether the views (on a GPU the whole forward too) are compiled.
+        compile: whether the views, and on a GPU the whole forward pass, are compiled.
     """
 
     device: torch.device
@@ -31,22 +31,22 @@ class Machine:
     compile: bool
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """bfloat16 for the layers that gain from it, if this is the precision; parameters stay float32."""
+        """Return the context of a forward pass: with bf16, torch's autocast to bfloat16; parameters stay float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the parameters: float32, or float64 for tests."""
+        """Type of the parameters: float32, or float64 for tests."""
         return torch.float64 if self.precision == "fp64" else torch.float32
 
     def __str__(self) -> str:
-        what = torch.cuda.get_device_name() if self.device.type == "cuda" else cpu_name()
-        how = "compiled" if self.compile else "eager"
-        return f"{self.device.type} ({what}), {self.threads} threads, {self.precision}, channels_last, {how}"
+        processor = torch.cuda.get_device_name() if self.device.type == "cuda" else cpu_name()
+        mode = "compiled" if self.compile else "eager"
+        return f"{self.device.type} ({processor}), {self.threads} threads, {self.precision}, channels_last, {mode}"
 
 
 def choose(*, device: str, threads: int | None, precision: str, compile: str | bool) -> Machine:
-    """Resolve `auto`: the best device, every core, bf16 where the hardware multiplies it, compiled where there is a compiler.
+    """Return the machine to use. `auto` is the best device, bf16 if the hardware supports it, and compiled if there is a compiler.
 
     Args:
         device: auto, cpu, cuda or mps.
@@ -55,54 +55,52 @@ def choose(*, device: str, threads: int | None, precision: str, compile: str | b
         compile: "auto", True or False.
 
     Raises:
-        ValueError: if the machine lacks what was asked for.
+        ValueError: if the machine does not have the device or a compiler.
     """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         device = next(name for name in ("cuda", "mps", "cpu") if available[name])
     elif not available[device]:
-        raise ValueError(
-            f"device={device}: this machine has none (or this torch, {torch.__version__}, was built without it): use device=auto"
-        )
+        raise ValueError(f"device={device}: this machine has none, or torch {torch.__version__} was built without it: use device=auto")
     threads = threads or cores()
     torch.set_num_threads(threads)
     if precision == "auto":
         precision = "bf16" if has_bf16(device) else "fp32"
     if compile == "auto":
         compile = device == "cuda" or (device == "cpu" and compiler() is not None)
-        if device == "cpu" and not compile:  # a tenth of a thin net's step: docs/performance.md
-            print("no C++ compiler (g++ or clang++): torch makes the views, five times as slowly, and kNN takes four times as long")
+        if device == "cpu" and not compile:  # docs/performance.md has the times
+            print("no C++ compiler found: the views are computed by slower PyTorch code: install g++ or clang++ for speed")
     elif compile and device == "cpu" and compiler() is None:
-        raise ValueError("compile=true: no C++ compiler (g++ or clang++) on this machine: install one or use compile=auto")
+        raise ValueError("compile=true: no C++ compiler on this machine: install g++ or clang++, or use compile=auto")
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-        # important: torch gives up at the ninth shape, and training and probes have batches of a dozen sizes, whole and last ones
+        # important: by default torch stops compiling after 8 shapes; batches of training and probes have about 12 sizes
         torch._dynamo.config.recompile_limit = 64
     return Machine(torch.device(device), threads, precision, bool(compile))
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_bf16(device: str) -> bool:
-    """Whether bfloat16 is multiplied in hardware: on a CPU with AVX512_BF16 or AMX; without them autocast is far slower than fp32."""
+    """Return whether the hardware multiplies bfloat16: a CPU needs AVX512_BF16 or AMX, else autocast is far slower than fp32."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch.compile would run on the CPU, if there is one."""
-    asked = os.environ.get("CXX")
-    return next((path for name in ([asked] if asked else ["g++", "clang++"]) if (path := shutil.which(name))), None)
+    """Return the path of the C++ compiler that torch.compile would use, or None: `$CXX`, g++ or clang++."""
+    wanted = os.environ.get("CXX")
+    return next((path for name in ([wanted] if wanted else ["g++", "clang++"]) if (path := shutil.which(name))), None)
 
 
 def cpu_name() -> str:
-    """Model name of the processor."""
+    """Return the model name of the processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as info:
             return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
@@ -112,10 +110,10 @@ def cpu_name() -> str:
 
 @contextlib.contextmanager
 def naming_memory(message: str) -> Iterator[None]:
-    """Where memory ends inside (Python's, a GPU's or torch's on a CPU): a MemoryError with this message, and what was said.
+    """Turn any out-of-memory error inside (Python's, or torch's on GPU or CPU) into a MemoryError with this message.
 
     Raises:
-        MemoryError: see there.
+        MemoryError: with the message and the original error.
     """
     try:
         yield
@@ -126,15 +124,36 @@ def naming_memory(message: str) -> Iterator[None]:
 
 
 def send(x: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """To the device without waiting for it: what a step makes on the host goes to a GPU from pinned memory, in the order of its work."""
+    """Return x on the device. A copy to a GPU goes through pinned memory and does not block the host."""
     return x.pin_memory().to(device, dtype, non_blocking=True) if device.type == "cuda" else x.to(device, dtype)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory so far: allocated on a GPU, resident for the process on a CPU."""
+    """Return the peak memory in bytes: allocated on a GPU, or resident in the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource
 
-    unit = 1 if platform.system() == "Darwin" else 1024  # macOS counts bytes, Linux KiB
+    unit = 1 if platform.system() == "Darwin" else 1024  # macOS reports bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@functools.cache
+def cpu_features() -> str:
+    """Return the processor's instruction sets as the kernel lists them. They can differ between machines of one model."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            return next((line for line in info if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return ""
+
+
+def keep_freed_memory() -> bool:
+    """Tell the C library to keep freed memory for later tensors. Return whether it can (glibc only).
+
+    By default every tensor above 32 MiB is mapped again and its pages are cleared as they are touched: a quarter of a ResNet-18
+    step at batch 512 on two cores (LOG.md). The price is memory that stays with the process.
+    """
+    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.libc_ver()[0] == "glibc" else None
+    return mallopt is not None and bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))

@@ -1,6 +1,4 @@
-"""Loss functions: pure, in float32 or better whatever the autocast, each a mean over its anchors."""
-
-from __future__ import annotations
+"""Loss functions: pure functions, in float32 or better even under autocast; each is a mean over its anchors."""
 
 import contextlib
 from contextlib import AbstractContextManager
@@ -10,29 +8,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TILED_FROM = 8192  # rows: above, the logits are made a tile at a time; below, all of them are 256 MB at the most, and faster at once
-TILE = 2**22  # logits in memory at a time, and as many of their gradients
+TILED_FROM = 8192  # rows: above, logits are computed in tiles; up to here all of them take at most 256 MiB, and one pass is faster
+TILE = 2**22  # logits in one tile
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Nothing is cast inside; on the meta device, where operations are counted (`profiling.py`), nothing ever is."""
+    """Return a context that switches autocast off. The meta device, on which `profiling.py` counts operations, has no autocast."""
     return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def nt_xent(z: Tensor, temperature: float, views: int = 2) -> Tensor:
-    """NT-Xent, the loss of SimCLR (Chen et al. 2020, eq. 1 and algorithm 1), as a mean over all V*N anchors.
+    """Return NT-Xent, the loss of SimCLR (Chen et al. 2020, eq. 1 and algorithm 1), as a mean over all V*N anchors.
 
-    With more than two views each anchor has V - 1 positives: the mean of their log-probabilities, each against the
-    anchor's negatives and all its positives (the L_out of Khosla et al. 2020, eq. 2).
+    With more than two views each anchor has V - 1 positives. The loss then averages their log-probabilities, each against
+    the anchor's negatives and all its positives (L_out of Khosla et al. 2020, eq. 2).
 
     Args:
-        z: (V*N, D) projections, view 1 of all images, then view 2, ...: rows i and i + N are a pair. Normalised here.
+        z: (V*N, D) projections: view 1 of all images, then view 2, ... Rows i and i + N are a pair. Normalised here.
         temperature: of the softmax, > 0.
         views: V >= 2.
 
     Returns:
-        0-dim tensor, in float32 (float64 for float64 input): logits in bfloat16 would keep 8 bits. Above `TILED_FROM` rows the
-        memory is linear in the rows, and the gradient cannot be differentiated again.
+        0-dim tensor in float32 (float64 for float64 input): bfloat16 logits have only 8 significant bits. Above
+        `TILED_FROM` rows, memory is linear in the rows, and there is no second derivative.
 
     Raises:
         ValueError: if the rows do not divide into views, or a value is out of its range.
@@ -45,7 +43,7 @@ def nt_xent(z: Tensor, temperature: float, views: int = 2) -> Tensor:
         if rows > TILED_FROM:
             return _TiledNTXent.apply(z, temperature, views)  # type: ignore[no-any-return]
         logits = z @ z.T / temperature  # (VN, VN)
-        # important: -inf, not a large constant: an anchor is no negative of its own, at any temperature and precision
+        # important: -inf, not a large constant: no anchor is its own negative, at any temperature and precision
         logits = logits.masked_fill(torch.eye(rows, dtype=torch.bool, device=z.device), float("-inf"))
         log_p = logits - logits.logsumexp(1, keepdim=True)
         anchors = torch.arange(rows, device=z.device)
@@ -54,8 +52,11 @@ def nt_xent(z: Tensor, temperature: float, views: int = 2) -> Tensor:
 
 
 class _TiledNTXent(torch.autograd.Function):
-    """The same loss of rows of unit length, in memory that is linear in the rows: logits are made a tile of rows at a time, and again on
-    the way back (as Inf-CL, Cheng et al. 2024, section 3, without its blocks of columns)."""
+    """The same loss for rows of unit length, in memory that is linear in the rows.
+
+    Logits are computed one tile of rows at a time and recomputed in the backward pass. Inf-CL (Cheng et al. 2024,
+    section 3) does the same and also splits the columns.
+    """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, temperature: float, views: int) -> Tensor:
@@ -70,7 +71,7 @@ class _TiledNTXent(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         z, norm = ctx.saved_tensors
         n = len(z) // ctx.views
-        # a positive pair is met from both of its ends
+        # Each positive pair contributes twice: each of its rows is the other's positive.
         out = torch.stack([z.roll(-shift * n, 0) for shift in range(1, ctx.views)]).mean(0).mul_(-2)
         for start in _starts(z):
             p = _tile(z, start, ctx.temperature)
@@ -86,7 +87,7 @@ def _starts(z: Tensor) -> range:
 
 
 def _tile(z: Tensor, start: int, temperature: float) -> Tensor:
-    """Logits of some anchors against all rows, -inf against themselves."""
+    """Return the logits of one tile of anchors against all rows, -inf against themselves."""
     anchors = z[start : start + max(1, TILE // len(z))]
     logits = (anchors @ z.T).div_(temperature)
     own = torch.arange(len(anchors), device=z.device)
@@ -95,7 +96,7 @@ def _tile(z: Tensor, start: int, temperature: float) -> Tensor:
 
 
 def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """InfoNCE against a queue (MoCo, He et al. 2020, eq. 1 and algorithm 1): which of 1 + K keys is the query's?
+    """Return InfoNCE against a queue (MoCo, He et al. 2020, eq. 1 and algorithm 1): classify the query's own key among 1 + K.
 
     Args:
         query: (N, D) projections, normalised here.
@@ -104,8 +105,8 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) 
         temperature: of the softmax, > 0.
 
     Returns:
-        (0-dim loss, the mean over queries; 0-dim share of queries whose own key is the most similar), in float32 (float64 for
-        float64 input).
+        (0-dim mean loss over queries, 0-dim share of queries whose own key is the most similar), the loss in float32 (float64
+        for float64 input).
 
     Raises:
         ValueError: if shapes do not fit or the temperature is not positive.
@@ -125,7 +126,7 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) 
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of the supervised upper bound.
+    """Return the cross entropy of the supervised method.
 
     Args:
         logits: (N, classes).

@@ -1,4 +1,4 @@
-"""What a step costs: its floating-point operations, counted; the peak of the device, where its maker says one; a trace of some steps."""
+"""The cost of a step: number of floating-point operations, peak rate of the device, and a trace of some steps."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense TFLOP/s in bfloat16 with float32 sums, from the makers' data sheets; by a word of the name that CUDA gives a card.
+# Dense TFLOP/s in bfloat16 with float32 accumulation, from data sheets. Keys are words of the device name that CUDA reports.
 PEAKS = {"H200": 989, "H100": 989, "A100": 312, "A100-SXM4-40GB": 312, "A100-SXM4-80GB": 312, "L40S": 362, "L40": 181, "A40": 150}
 PEAKS |= {"A10": 125, "A10G": 70, "L4": 121, "4090": 165, "3090": 71}
-WAIT, WARM_UP, TRACED = 10, 3, 8  # steps: kernels are chosen, the tracer settles, the trace
+WAIT, WARM_UP, TRACED = 10, 3, 8  # steps: not traced (kernels are being chosen), tracer warm-up, traced
 
 
 def step_flops(method: nn.Module, views: Sequence[tuple[int, ...]], *, labels: bool) -> int | None:
-    """Floating-point operations of a step, a multiply-add as two: matrix products and convolutions, forward and backward.
+    """Return the floating-point operations of a step: matrix products and convolutions, forward and backward, 2 per multiply-add.
 
     Args:
-        method: left as it is; a copy without values is run.
+        method: not changed; a copy on the meta device runs.
         views: the shape (N, C, H, W) of each view.
         labels: whether the method uses them.
 
     Returns:
-        The number, or None for a method that cannot be run without values.
+        The number, or None if the method does not run on the meta device.
     """
     twin = copy.deepcopy(method).to("meta")
     inputs = [torch.empty(shape, device="meta", dtype=next(twin.parameters()).dtype) for shape in views]
@@ -35,29 +35,28 @@ def step_flops(method: nn.Module, views: Sequence[tuple[int, ...]], *, labels: b
         with FlopCounterMode(display=False) as counter:
             loss: Tensor = twin(inputs, classes, torch.empty((), device="meta"))[0]
             loss.backward()  # type: ignore[no-untyped-call]
-    except RuntimeError:  # somebody's method looks at values, or has an operation that knows no meta device
+    except RuntimeError:  # the method reads values, or uses an operation that the meta device lacks
         return None
     return int(counter.get_total_flops())
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Of a known GPU in bf16, in operations a second; None otherwise: what a CPU reaches `twoviews bench` measures.
+    """Return the peak rate of a known GPU in bf16, in operations per second; None otherwise (`twoviews bench` measures CPUs).
 
     Args:
-        device: of the run.
-        precision: of the run.
+        device, precision: of the run.
     """
     if device.type != "cuda" or precision != "bf16":
         return None
-    words = torch.cuda.get_device_name(device).replace(" PCIe", "-PCIe").replace(" NVL", "-NVL").split()  # other cards of a like name
+    words = torch.cuda.get_device_name(device).replace(" PCIe", "-PCIe").replace(" NVL", "-NVL").split()  # other devices
     return next((PEAKS[word] * 1e12 for word in words if word in PEAKS), None)
 
 
 class Trace:
-    """`with Trace(path) as trace:` writes what each operation of some steps took, if there is a path; `trace.step()` after every step.
+    """`with Trace(path) as trace:` writes the times of all operations in some steps. Call `trace.step()` after every step.
 
     Args:
-        path: of a file that https://ui.perfetto.dev opens; None: nothing is traced.
+        path: of the file, which https://ui.perfetto.dev opens; None: trace nothing.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -76,15 +75,15 @@ class Trace:
         if self._profiler is not None:
             self._profiler.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
             if self.path is not None and not self.path.exists() and error is None:
-                print(f"profile=true: nothing traced in so few steps: the first {WAIT + WARM_UP} are left out")
+                print(f"profile=true: nothing was traced: tracing starts after {WAIT + WARM_UP} steps, and the run had fewer")
 
     def step(self) -> None:
-        """One step was taken."""
+        """Tell the profiler that one step is done."""
         if self._profiler is not None:
             self._profiler.step()
 
     def _write(self, profiler: torch.profiler.profile) -> None:
         profiler.export_chrome_trace(str(self.path))
-        on = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        print(profiler.key_averages().table(sort_by=on, row_limit=15, max_name_column_width=48))
+        column = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        print(profiler.key_averages().table(sort_by=column, row_limit=15, max_name_column_width=48))
         print(f"steps traced, {TRACED} at the most: {self.path} (https://ui.perfetto.dev opens it)")

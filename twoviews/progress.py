@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, a plain line every few seconds elsewhere; and the clock of a run."""
+"""Progress of a run: a bar on a terminal, a plain line every few seconds elsewhere; and the clock of the training time."""
 
 from __future__ import annotations
 
@@ -10,46 +10,39 @@ from typing import Any
 
 from tqdm import tqdm
 
-PLAIN_EVERY = 15.0  # seconds between two plain lines: a job's log stays short
+PLAIN_EVERY = 15.0  # seconds between two plain lines, so that logs stay short
 
 
 class Progress:
-    """Counts units of work: `with Progress("decode", 50_000, "images") as bar: bar.add(100)`.
+    """A progress bar over units of work: `with Progress("decode", 50_000, "images") as bar: bar.add(100)`.
 
     Args:
-        name: what is being done.
-        total: how many units.
-        unit: of what: its rate is shown as unit/s.
-        start: units done before (a resumed run); the rate leaves them out.
-        scale: the rate's units for one unit of work (one step is 512 views, say).
+        name: of the work.
+        total: number of units.
+        unit: in which the rate is shown, as unit/s.
+        start: units done before, in a resumed run; the rate does not count them.
+        scale: rate units in one unit of work: 512 if one step has 512 views.
     """
 
     def __init__(self, name: str, total: int, unit: str, *, start: int = 0, scale: float = 1) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = self.start = start
         self.scale = scale
-        self.began = self.said = time.monotonic()
+        self.began = self.printed = time.monotonic()
         self.note = ""
         shape = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]{postfix}"
         self.bar = tqdm(
-            total=total,
-            initial=start,
-            desc=name,
-            disable=None,
-            mininterval=0.3,
-            leave=False,
-            bar_format=shape,
-            file=sys.stderr,
+            total=total, initial=start, desc=name, disable=None, mininterval=0.3, leave=False, bar_format=shape, file=sys.stderr
         )
 
     def add(self, units: int = 1, note: str = "") -> None:
-        """Count `units`; `note` is shown behind the rate."""
+        """Count `units`, and show `note` after the rate."""
         self.done += units
         self.note = note or self.note
         if self.bar.disable:
-            if time.monotonic() - self.said >= PLAIN_EVERY:
-                self.said = time.monotonic()
-                left = (self.total - self.done) * (self.said - self.began) / max(1, self.done - self.start)
+            if time.monotonic() - self.printed >= PLAIN_EVERY:
+                self.printed = time.monotonic()
+                left = (self.total - self.done) * (self.printed - self.began) / max(1, self.done - self.start)
                 print(
                     f"{self.name} {self.done}/{self.total}, {self.rate():,.0f} {self.unit}/s, {left:.0f} s left {self.note}".rstrip(),
                     flush=True,
@@ -59,7 +52,7 @@ class Progress:
         self.bar.update(units)
 
     def rate(self) -> float:
-        """Scaled units a second since the start."""
+        """Return scaled units per second since the start."""
         return (self.done - self.start) * self.scale / max(1e-9, time.monotonic() - self.began)
 
     def line(self, text: str) -> None:
@@ -77,25 +70,25 @@ class Progress:
 
 
 class Clock:
-    """Training time, without steps that compile, probes and saves. Part of the checkpoint, so a resumed run adds up."""
+    """Training time without probes and saves. Checkpoints store it, so that a resumed run continues to count."""
 
     def __init__(self) -> None:
-        self.total = 0.0  # seconds, every step
-        self.steady = 0.0  # seconds, steps that compile left out
+        self.total = 0.0  # seconds of all steps
+        self.steady = 0.0  # seconds without steps that compile
         self.steady_steps = 0
-        self.epochs: list[float] = []
-        self.earlier = 0.0  # wall clock of the processes before a resume
+        self.epochs: list[float] = []  # seconds of each epoch, without steps that compile
+        self.earlier = 0.0  # wall-clock seconds before the resume
         self._began = time.perf_counter()
         self._mark = 0.0
         self._epoch = 0.0
         self._epoch_steps = 0
 
     def start(self) -> None:
-        """Begin or go on after a pause."""
+        """Start counting, or continue after a pause."""
         self._mark = time.perf_counter()
 
     def step(self, done: int, steps_per_epoch: int, *, compiling: bool) -> None:
-        """One step was taken; one that compiled counts in the total alone."""
+        """Count one step; a step that compiled counts only in the total."""
         now = time.perf_counter()
         self.total += now - self._mark
         if not compiling:
@@ -110,7 +103,7 @@ class Clock:
             self._epoch, self._epoch_steps = 0.0, 0
 
     def pause(self) -> None:
-        """Stop counting; the caller has waited for the device."""
+        """Stop counting. The caller must have waited for the device."""
         now = time.perf_counter()
         self.total += now - self._mark
         self.steady += now - self._mark
@@ -118,28 +111,33 @@ class Clock:
         self._mark = now
 
     def per_step(self) -> float:
-        """Seconds a step."""
+        """Return seconds per step."""
         return self.steady / self.steady_steps if self.steady_steps else self.total
 
     def rate(self, views_per_step: float) -> float:
-        """Views a second."""
+        """Return views per second."""
         return views_per_step / max(1e-9, self.per_step())
 
     def epoch_seconds(self, steps_per_epoch: int) -> float:
-        """Median training epoch; from the mean step where no epoch was whole."""
+        """Return the median seconds of an epoch; if no epoch is complete, steps per epoch times seconds per step."""
         return round(median(self.epochs) if self.epochs else self.per_step() * steps_per_epoch, 3)
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return what a checkpoint stores."""
         wall = self.earlier + time.perf_counter() - self._began
         return {"total": self.total, "steady": self.steady, "steady_steps": self.steady_steps, "epochs": self.epochs, "wall": wall}
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
-        self.total, self.steady, self.steady_steps, self.epochs = (
-            state["total"],
-            state["steady"],
-            state["steady_steps"],
-            state["epochs"],
-        )
-        self.earlier = state.get("wall", state["total"])  # checkpoints of before it was kept have none
+        """Continue from what a checkpoint stored."""
+        self.total, self.steady = state["total"], state["steady"]
+        self.steady_steps, self.epochs = state["steady_steps"], state["epochs"]
+        self.earlier = state.get("wall", state["total"])  # old checkpoints do not have "wall"
+
+
+def duration(seconds: float) -> str:
+    """Return a readable time: 90 s, 12 min, 3.5 h or 2.1 days."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

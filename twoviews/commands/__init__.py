@@ -1,1 +1,1 @@
-"""The verbs: one short file each, `run(cfg) -> exit code`, that composes the nouns of the package."""
+"""The commands: one short file each, `run(cfg) -> exit code`."""

@@ -1,103 +1,95 @@
-"""`twoviews pretrain`: train an encoder, read it out, write the report."""
-
-from __future__ import annotations
+"""`twoviews pretrain`: train an encoder, evaluate it, write the report."""
 
 import contextlib
 import re
 import shutil
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from twoviews import build, checkpoint, config, device, formats, manifest, readout, runs, tables, train
-from twoviews.commands import evaluate, report
+from twoviews import build, config, device, evaluate, runs, train
 from twoviews.config import Config
+from twoviews.config.schema import RULES, keys
 from twoviews.methods import METHODS
+from twoviews.models.resnet import has_imagenet_stem
 from twoviews.probes import protocols
-
-FREE_ON_RESUME = (  # all else decides the weights; a read-out that failed can be left out
-    *("resume", "max_steps", "debug", "profile", "runs_dir", "data_dir", "table", "probes", *readout.HOW),
-)
-FROM_MANIFEST = (
-    "device",
-    "threads",
-    "precision",
-    "compile",
-)  # bit for bit holds on the same machine, used the same way
+from twoviews.report import html
+from twoviews.report.text import accuracy_table
+from twoviews.runs import formats, manifest, tables
 
 
 def pretrain(recipe: str, **overrides: Any) -> Path:
-    """Train a recipe and read it out, as `twoviews pretrain recipe=... key=value` does.
+    """Train a recipe and evaluate it, as `twoviews pretrain recipe=... key=value` does.
 
     Args:
-        recipe: a card in `conf/recipe`.
-        overrides: keys of the card and of the machine, such as `epochs=5, seed=1`.
+        recipe: a file in `config/recipes`, without its ending.
+        overrides: keys and values, such as `epochs=5, seed=1`.
 
     Returns:
         The run folder: `summary.json`, `report.html`, `backbone.safetensors` and the rest.
 
     Raises:
         ValueError: if a key or value is refused.
-        InterruptedError: if a signal stopped the run; `resume=` goes on from its checkpoint.
+        InterruptedError: if a signal stopped the run; `resume=` continues from its checkpoint.
     """
     cfg = config.load("pretrain", [f"recipe={recipe}", *(config.word(key, value) for key, value in overrides.items())])
     path, code = _pretrain(cfg)
     if code:
-        raise InterruptedError(f"stopped by signal {code - 128}: pretrain({recipe!r}, resume={str(path)!r}) goes on")
+        raise InterruptedError(f"stopped by signal {code - 128}: to continue: pretrain({recipe!r}, resume={str(path)!r})")
     return path
 
 
 def run(cfg: Config) -> int:
-    """The verb."""
+    """Train, evaluate and report one run."""
     return _pretrain(cfg)[1]
 
 
 def _pretrain(cfg: Config) -> tuple[Path, int]:
     began = time.perf_counter()
     name = f"{cfg.recipe}-{cfg.dataset}-{cfg.backbone}"
-    begun = _begun(cfg, name)
-    if begun is not None:
-        print(f"run_id={cfg.run_id}: going on with {begun}")
-        given, cfg = cfg.given, Config({**cfg, "resume": str(begun)})
+    existing = _existing(cfg, name)
+    if existing is not None:
+        print(f"run_id={cfg.run_id}: continuing {existing}")
+        given, cfg = cfg.given, Config({**cfg, "resume": str(existing)})
         cfg.given = given
     with contextlib.ExitStack() as stack:
         if cfg.resume:
             path = runs.find(cfg.resume, Path(cfg.runs_dir))
-            folder = stack.enter_context(runs.RunFolder(path))  # before the data are read: a second process ends at once
+            folder = stack.enter_context(runs.RunFolder(path))  # before the data are read: a second process stops at once
             cfg = _resumed(cfg, path)
             probes = protocols.parse(cfg.probes, cfg.solver)
             parts = build.build(cfg)
             runs.check_data(path, parts.dataset.digest)
-            _check_machine(path, parts)
-            readout.check(cfg, probes, parts.dataset)
+            _check_backends(path, parts)
+            evaluate.check(cfg, probes, parts.dataset)
         else:
             probes = protocols.parse(cfg.probes, cfg.solver)
-            parts = build.build(cfg)  # before the folder: what is refused leaves nothing behind
-            readout.check(cfg, probes, parts.dataset)
-            words = yaml.safe_dump(dict(cfg), sort_keys=False)
-            path = runs.create(Path(cfg.runs_dir), name, words, cfg.run_id, parts.dataset.digest)
+            parts = build.build(cfg)  # before the folder: a refused command leaves nothing behind
+            evaluate.check(cfg, probes, parts.dataset)
+            text = yaml.safe_dump(dict(cfg), sort_keys=False)
+            path = runs.create(Path(cfg.runs_dir), name, text, cfg.run_id, parts.dataset.digest)
             folder = stack.enter_context(runs.RunFolder(path))
             folder.write(runs.MANIFEST, _manifest(cfg, parts))
-        _say_what_runs(cfg, parts, path)
-        with device.naming_memory(_what_needs_less(cfg, path)):
-            return path, _train_and_read_out(cfg, parts, probes, folder, began)
+        _print_header(cfg, parts, path)
+        with device.naming_memory(_memory_advice(cfg, path)):
+            return path, _train_and_evaluate(cfg, parts, probes, folder, began)
 
 
-def _train_and_read_out(cfg: Config, parts: build.Parts, probes: tuple[str, ...], folder: runs.RunFolder, began: float) -> int:
+def _train_and_evaluate(cfg: Config, parts: build.Parts, probes: tuple[str, ...], folder: runs.RunFolder, began: float) -> int:
     code, trained = train.fit(cfg, parts, folder)
     if code:
         return code
-    before = runs.read_json(folder.path, runs.SUMMARY)  # of a finished run that was resumed: if nothing was trained, its rows stand
+    before = runs.read_json(folder.path, runs.SUMMARY)  # of a finished run that was resumed; its rows stay if nothing was trained
     if before and before["train"]["steps"] != trained["steps"]:
         before = {}
-        (folder.path / runs.SUMMARY).unlink()  # important: of other weights than those that follow, should the read-outs not end
+        (folder.path / runs.SUMMARY).unlink()  # important: it describes other weights than those that follow
     folder.write(runs.BACKBONE, build.backbone_bytes(cfg, parts, folder.identity))
-    rows = readout.read_outs(cfg, parts, probes, data=parts.dataset, seed=cfg.seed)
+    rows = evaluate.evaluate(cfg, parts, probes, data=parts.dataset, seed=cfg.seed)
     if before:
-        rows = evaluate.joined(before["readouts"], rows)
+        rows = evaluate.merged(before["evaluations"], rows)
     earlier = trained.pop("earlier_seconds")
     summary = {
         "recipe": cfg.recipe,
@@ -111,30 +103,29 @@ def _train_and_read_out(cfg: Config, parts: build.Parts, probes: tuple[str, ...]
         "batch_size": cfg.batch_size,
         "peak_learning_rate": parts.peak_rate,
         "train": trained,
-        "readouts": rows,
+        "evaluations": rows,
         "classes": list(parts.dataset.classes),
-        "diagnostics": readout.diagnose(cfg, parts),
+        "diagnostics": evaluate.diagnose(cfg, parts),
         "wall_seconds": round(earlier + time.perf_counter() - began, 1),
     }
     folder.write(runs.SUMMARY, summary)
-    print(evaluate.table(summary))
-    seconds = trained["seconds"]
-    print(f"\ntraining {seconds:.0f} s at {trained['views_per_s']:,.0f} views/s; everything {summary['wall_seconds']:.0f} s; {folder.path}")
-    report.write(folder, parts)
+    print(accuracy_table(summary))
+    seconds, speed = trained["seconds"], trained["views_per_s"]
+    print(f"\ntraining {seconds:.0f} s at {speed:,.0f} views/s; everything {summary['wall_seconds']:.0f} s; {folder.path}")
+    html.write(folder, parts.views, parts.images, parts.dataset.classes)
     if cfg.table:
         print(f"\n{formats.markdown(tables.TABLES[cfg.table]([(summary, cfg)]))}")
     return 0
 
 
-def _begun(cfg: Config, name: str) -> Path | None:
-    """The run that this `run_id` began, if it came to its first step; one that did not is swept away and begun again."""
+def _existing(cfg: Config, name: str) -> Path | None:
+    """Return the run with this `run_id` if it reached its first step; one that did not is removed and started again."""
     if cfg.resume or cfg.run_id is None:
         return None
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", cfg.run_id):
         raise ValueError(f"run_id={cfg.run_id}: expected at most 64 letters, digits, '.', '_' and '-', such as a job's number")
     path = Path(cfg.runs_dir) / f"{name}-{cfg.run_id}"
-    kept = (runs.MANIFEST, checkpoint.LAST, checkpoint.PREVIOUS)  # important: what holds a checkpoint is never swept away
-    if any((path / file).exists() for file in kept):
+    if any((path / file).exists() for file in (runs.MANIFEST, runs.LAST, runs.PREVIOUS)):  # important: never remove a checkpoint
         return path
     if (path / runs.CONFIG).is_file():
         with runs.RunFolder(path):  # not while another process is about to write the manifest
@@ -143,52 +134,56 @@ def _begun(cfg: Config, name: str) -> Path | None:
 
 
 def _resumed(cfg: Config, path: Path) -> Config:
-    """The run's own configuration; what the command line says must not contradict it."""
-    stored = runs.config(path)
+    """Return the run's own configuration with the keys that may change; the command line must not contradict the others."""
+    stored = runs.read_config(path)
     try:
         used = runs.read_json(path, runs.MANIFEST)
     except ValueError as error:
-        raise ValueError(f"{error}; a resumed run goes by it: put the file back, or start anew from the weights with init={path}") from None
+        raise ValueError(f"{error}; a resumed run needs it: restore it, or start a new run with init={path}") from None
     if not used:
         raise ValueError(f"resume={path}: no {runs.MANIFEST}: the run stopped before its first step; start it again")
-    stored |= {key: used[key] for key in FROM_MANIFEST}
+    stored |= {key: used[key] for key in RULES if key in used}  # what `auto` became: bit for bit needs the same
     changed = [
-        f"{key}: {stored.get(key)} in the run, {cfg[key]} asked"
-        for key in cfg.given
-        if key not in FREE_ON_RESUME and cfg[key] not in (stored.get(key), "auto")
+        f"{key}: {stored.get(key)} in the run, {cfg[key]} now"
+        for key in keys("science", "machine")
+        if key in cfg.given and cfg[key] not in (stored.get(key), "auto")
     ]
     if changed:
         raise ValueError(
-            f"resume={path}: a resumed run keeps its recipe ({'; '.join(changed)}): start a new one from its weights with init={path}"
+            f"resume={path}: a resumed run keeps its recipe ({'; '.join(changed)}): leave this out, "
+            f"or start a new run from its weights with init={path}"
         )
-    free = {key: cfg[key] for key in FREE_ON_RESUME if key in cfg.given or key == "resume"}
+    free = {key: cfg[key] for key in keys("output", "probe", verb="pretrain") if key in cfg.given or key == "resume"}
     if "max_steps" not in cfg.given:
-        free["max_steps"] = None  # a run cut short by max_steps goes on to its end
-    return Config({**cfg, **stored, **free})  # a run of before a key was there has its default
+        free["max_steps"] = None  # a run that max_steps cut short continues to its end
+    return Config({**cfg, **stored, **free})
 
 
-def _check_machine(path: Path, parts: build.Parts) -> None:
-    """Refuse to go on with views or layers of another maker; another torch is only said: its kernels may round otherwise."""
-    then = runs.read_json(path, runs.MANIFEST)
-    for what, by in (("views", build.views_by(parts.machine)), ("layers", build.layers_by(parts.machine))):
-        did = then.get(f"{what}_by", "torch")
-        if by != did:
+def _check_backends(path: Path, parts: build.Parts) -> None:
+    """Refuse to resume with another implementation of views or layers; print a line if only torch's version differs."""
+    stored = runs.read_json(path, runs.MANIFEST)
+    for what, now in (("views", build.views_backend(parts.machine)), ("layers", build.layers_backend(parts.machine))):
+        before = stored.get(f"{what}_backend", "torch")
+        if now != before:
             raise ValueError(
-                f"resume={path}: {by} makes the {what} here, {did} did then: a run goes on bit for bit on the machine it began on"
+                f"resume={path}: the {what} are computed by {now} here, by {before} in the run: "
+                "resume on a machine like the one on which it started"
             )
-    before = then.get("versions", {}).get("torch", torch.__version__)
-    if before != torch.__version__:
-        print(f"torch {torch.__version__} goes on with a run of torch {before}: not bit for bit what that would have given")
+    now = metadata.version("torch")  # as in the manifest: without the build's ending, such as +cu130
+    before = stored.get("versions", {}).get("torch", now)
+    if before != now:
+        print(f"torch {now} continues a run of torch {before}: the result may differ in the last bits")
 
 
-def _what_needs_less(cfg: Config, path: Path) -> str:
-    """Said where memory ends: with what, and what to try."""
+def _memory_advice(cfg: Config, path: Path) -> str:
+    """Return what the error says where memory runs out: with which settings, and what to try."""
     sizes = cfg.view_sizes
     views = f"views of {' and '.join(map(str, sizes))} pixels" if sizes else "views as large as the images"
     smaller = ",".join(str(max(8, size * 3 // 4)) for size in sizes or (32, 32))
     return (
-        f" with batch_size={cfg.batch_size}, {views}, precision={cfg.precision}: a new run with batch_size={max(2, cfg.batch_size // 2)} "
-        f"or view_sizes=[{smaller}] needs less; what was saved is kept, and where there is more memory resume={path} goes on"
+        f" with batch_size={cfg.batch_size}, {views}, precision={cfg.precision}: start a new run with "
+        f"batch_size={max(2, cfg.batch_size // 2)} or view_sizes=[{smaller}]; the checkpoint is kept, "
+        f"and with more memory resume={path} continues it"
     )
 
 
@@ -200,8 +195,8 @@ def _manifest(cfg: Config, parts: build.Parts) -> dict[str, Any]:
         threads=machine.threads,
         precision=machine.precision,
         compile=machine.compile,
-        views_by=build.views_by(machine),
-        layers_by=build.layers_by(machine),
+        views_backend=build.views_backend(machine),
+        layers_backend=build.layers_backend(machine),
         data=parts.dataset.title,
         skipped_files=list(parts.dataset.skipped),
         data_digest=parts.dataset.digest,
@@ -210,9 +205,7 @@ def _manifest(cfg: Config, parts: build.Parts) -> dict[str, Any]:
     )
 
 
-def _say_what_runs(cfg: Config, parts: build.Parts, path: Path) -> None:
-    from twoviews.backbones import has_imagenet_stem
-
+def _print_header(cfg: Config, parts: build.Parts, path: Path) -> None:
     scaled = "" if cfg.learning_rate is not None else f" = {cfg.base_learning_rate:g} x {cfg.batch_size} / 256"
     print(f"{cfg.method} on {parts.dataset.title}, {cfg.train_on} ({len(parts.images):,} images), {cfg.backbone}, seed {cfg.seed}")
     print(f"{cfg.epochs} epochs of {parts.steps_per_epoch} steps, batch {cfg.batch_size}, learning rate {parts.peak_rate:g}{scaled}")

@@ -1,37 +1,36 @@
-"""`twoviews runs [list|best|compare|<a seed's table>]`: all runs, the best of each data set, mean ± std over seeds, or a seed's table."""
-
-from __future__ import annotations
+"""`twoviews runs [list|best|compare|<table>]`: all runs, the best of each data set, mean ± std over seeds, or a reference table."""
 
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from twoviews import formats, runs, tables
+from twoviews import runs
 from twoviews.config import Config
-from twoviews.tables import Row, headline, linear, percent, spread
+from twoviews.runs import formats, tables
+from twoviews.runs.tables import Row, headline, linear, mean_std, percent
 
 
 def run(cfg: Config) -> int:
-    """The verb."""
+    """Print one table of the runs in `runs_dir`."""
     folder = Path(cfg.runs_dir)
     found, finished = [], []
     for path in runs.folders(folder):
         try:
-            summary, stored = runs.read_json(path, runs.SUMMARY), runs.config(path)
-        except ValueError as error:  # one damaged run hides no other
-            print(f"left out: {error}", file=sys.stderr)
+            summary, stored = runs.read_json(path, runs.SUMMARY), runs.read_config(path)
+        except ValueError as error:  # one damaged run must not hide the others
+            print(f"skipped: {error}", file=sys.stderr)
             continue
         found.append((path, summary))
         finished += [(summary, stored)] * bool(summary)
     if not found:
-        raise ValueError(f"runs_dir={folder}: no run there: twoviews pretrain makes one")
+        raise ValueError(f"runs_dir={folder}: holds no run: twoviews pretrain creates one")
     if cfg.view in tables.TABLES:
         rows = tables.TABLES[cfg.view](finished)
     else:
         rows = _compare(finished) if cfg.view == "compare" else {"list": _list, "best": _best}[cfg.view](found)
     if not rows:
-        raise ValueError(f"runs_dir={folder}: {len(found)} runs, none finished: twoviews pretrain resume=<folder> goes on")
+        raise ValueError(f"runs_dir={folder}: {len(found)} runs, none finished: to finish one: twoviews pretrain resume=<folder>")
     print({"markdown": formats.markdown, "csv": formats.csv, "latex": formats.latex}[cfg.format](rows))
     return 0
 
@@ -51,20 +50,20 @@ def _best(found: list[tuple[Path, dict[str, Any]]]) -> list[Row]:
 
 
 def _compare(finished: list[tables.Run]) -> list[Row]:
-    """Runs that differ in their seed alone, as mean ± std: of the sample, so with n - 1."""
+    """Return one row per group of runs that differ only in the seed, as mean ± sample standard deviation."""
     rows = []
     for pairs in tables.groups(finished):
         group = [summary for summary, _ in pairs]
         first = group[0]
         rows.append(
-            _about(first)
+            _columns(first)
             | {
                 "seeds": str(len({s["seed"] for s in group})),
-                "kNN k=10 cosine": spread([100 * h for s in group if (h := headline(s)) is not None]),
-                "linear": spread([100 * h for s in group if (h := linear(s)) is not None]),
-                "raw pixels kNN k=10": spread([100 * h for s in group if (h := headline(s, "raw_pixels")) is not None]),
-                "training s": spread([s["train"]["seconds"] for s in group], 0),
-                "views/s": spread([s["train"]["views_per_s"] for s in group], 0),
+                "kNN k=10 cosine": mean_std([100 * h for s in group if (h := headline(s)) is not None]),
+                "linear": mean_std([100 * h for s in group if (h := linear(s)) is not None]),
+                "raw pixels kNN k=10": mean_std([100 * h for s in group if (h := headline(s, "raw_pixels")) is not None]),
+                "training s": mean_std([s["train"]["seconds"] for s in group], 0),
+                "views/s": mean_std([s["train"]["views_per_s"] for s in group], 0),
             }
         )
     return rows
@@ -72,12 +71,12 @@ def _compare(finished: list[tables.Run]) -> list[Row]:
 
 def _row(path: Path, summary: dict[str, Any]) -> Row:
     if not summary:
-        logged = runs.metrics(path)
+        logged = runs.read_metrics(path)
         return {"run": path.name, "state": f"unfinished, step {logged[-1]['step'] + 1}" if logged else "unfinished"}
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime((path / runs.SUMMARY).stat().st_mtime))
     return (
         {"run": path.name, "state": when}
-        | _about(summary)
+        | _columns(summary)
         | {
             "seed": str(summary["seed"]),
             "kNN k=10 cosine": percent(headline(summary)),
@@ -87,7 +86,7 @@ def _row(path: Path, summary: dict[str, Any]) -> Row:
     )
 
 
-def _about(summary: dict[str, Any]) -> Row:
+def _columns(summary: dict[str, Any]) -> Row:
     return {
         "recipe": summary["recipe"],
         "data": f"{summary['dataset']}, {tables.split(summary)}",

@@ -1,9 +1,7 @@
-"""Data sets by name. A reader is one function from `data_dir` to `Arrays`; adding one is one function and one line here.
+"""Data sets by name. A reader is a function from `data_dir` to `Arrays`; a new one is a function and a line.
 
-`folder` has a reader of its own kind: it is told a size and what to do about bad files.
+`dataset=folder` is read by `folder.read`, which also needs an image size and a rule for bad files.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 

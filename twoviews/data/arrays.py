@@ -1,6 +1,4 @@
-"""What every reader returns: labelled images of two official splits, as numpy arrays."""
-
-from __future__ import annotations
+"""The result of every reader: labelled images of the two official splits, as numpy arrays."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,17 +8,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Arrays:
-    """A data set as its source gives it.
+    """A data set as its source provides it.
 
     Args:
-        title: what tables call it; says so where the pixels are not the official ones.
+        title: its name in tables, which also says where the pixels are not the official ones.
         train_images, test_images: (N, C, H, W) uint8.
         train_labels, test_labels: (N,) int64 in [0, len(classes)).
-        classes: names.
-        skipped: files that were left out, each with its reason.
+        classes: their names.
+        skipped: files that were left out, each with the reason.
 
     Raises:
-        ValueError: naming the array that does not have this form.
+        ValueError: if an array has another form, with the name of the array.
     """
 
     title: str
@@ -44,15 +42,15 @@ class Arrays:
                     f"{self.title}, {split} labels: expected 0 to {len(self.classes) - 1}, got {labels.min()} to {labels.max()}"
                 )
         if not len(self.train_images):
-            raise ValueError(f"{self.title}, train images: expected one at least, got none")
+            raise ValueError(f"{self.title}, train images: expected at least one, got none")
         if self.test_images.shape[1:] != self.train_images.shape[1:]:
             raise ValueError(
-                f"{self.title}, test images: expected (C, H, W) of the train images, {self.train_images.shape[1:]}, "
+                f"{self.title}, test images: expected (C, H, W) as in the train images, {self.train_images.shape[1:]}, "
                 f"got {self.test_images.shape[1:]}"
             )
 
     def digest(self) -> str:
-        """SHA-256 over pixels and labels, in hexadecimal: two runs with one digest saw one data set."""
+        """Return the SHA-256 of pixels and labels in hexadecimal: it identifies the data set of a run."""
         sha = hashlib.sha256()
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             sha.update(np.ascontiguousarray(array).data)

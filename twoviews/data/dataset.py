@@ -1,6 +1,4 @@
-"""A data set in memory: images as uint8 tensors, its splits, and the order in which an epoch visits it."""
-
-from __future__ import annotations
+"""A data set in memory: images as uint8 tensors, their splits, and their order in each epoch."""
 
 from dataclasses import dataclass, replace
 
@@ -10,8 +8,9 @@ from torch import Tensor
 
 from twoviews.data import READERS, folder
 from twoviews.data.arrays import Arrays
+from twoviews.rng import permutation
 
-VAL_SIZE = 5000  # of CIFAR's and Fashion-MNIST's training images; a tenth of smaller sets
+VAL_SIZE = 5000  # images in `val`, or a tenth of the training images if that is less
 SPLITS = ("train", "val", "train+val", "test", "unlabelled", "train+val+test")
 
 
@@ -20,14 +19,14 @@ class Dataset:
     """Labelled images and their splits.
 
     Args:
-        title: what tables call it.
-        images, labels: the official training images, (N, C, H, W) uint8, and their (N,) int64 labels.
-        test_images, test_labels: the official test images.
-        classes: names.
-        val_rows: which of the training images are `val`, sorted.
-        mean, std: of the official training pixels in [0, 1], per channel.
+        title: its name in tables.
+        images, labels: the official training images, (N, C, H, W) uint8, and their labels, (N,) int64.
+        test_images, test_labels: the official test images and labels.
+        classes: their names.
+        val_rows: rows of the training images that form `val`, sorted.
+        mean, std: of the training pixels in [0, 1], per channel.
         digest: SHA-256 of pixels and labels.
-        skipped: files of a folder that were left out, each with its reason.
+        skipped: files of a folder that were left out, each with the reason.
     """
 
     title: str
@@ -43,12 +42,11 @@ class Dataset:
     skipped: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
-        """Images (n, C, H, W) uint8 and labels (n,) int64 of one split.
+        """Return images (n, C, H, W) uint8 and labels (n,) int64 of one split.
 
         Args:
-            name: `train` and `val` part the official training images; `train+val` is all of them; `test`; `unlabelled`
-                is what a method without labels may see: `train+val`, its labels -1; `train+val+test` has the test images too, and
-                for those no labels.
+            name: `train` and `val`, the two parts of the official training images; `train+val`, all of them; `test`;
+                `unlabelled`, which is `train+val` with labels -1; or `train+val+test`, where test images have label -1.
 
         Raises:
             ValueError: if there is no such split.
@@ -71,31 +69,31 @@ class Dataset:
 
 
 def load(name: str, data_dir: str | None, train_size: int | None = None, *, image_size: int | None = None, on_bad: str = "stop") -> Dataset:
-    """Read a data set by name.
+    """Return a data set by name. If it has no test split, a tenth of its images becomes one.
 
     Args:
         name: a key of `data.READERS`, or `folder`.
-        data_dir: where it lies, or None for its own place.
-        train_size: keep so many of the training images, every class by its share, always the same ones; None: all. What is left
-            is all that training and read-outs see, and the title says so.
-        image_size, on_bad: of `folder` alone: see `folder.read`. A folder without a test split gives up a tenth of its images for one.
+        data_dir: its location, or None for the reader's own.
+        train_size: number of training images to keep, or None for all. The choice is stratified and always the same;
+            training and evaluation see only these images, and the title says so.
+        image_size, on_bad: only for `folder`: see `folder.read`.
 
     Raises:
-        ValueError: from the reader: what was expected, what was found; or if there are not so many images.
+        ValueError: from the reader, or if `train_size` is larger than the data set.
     """
     if name not in (*READERS, "folder"):
         raise ValueError(f"dataset: expected one of {', '.join(READERS)} or folder, got {name!r}")
     if name != "folder" and image_size is not None:
-        raise ValueError(f"image_size={image_size}: {name} has its own size: expected null, or dataset=folder")
+        raise ValueError(f"image_size={image_size}: the images of {name} have a fixed size: leave it out, or use dataset=folder")
     arrays = folder.read(data_dir, image_size=image_size, on_bad=on_bad) if name == "folder" else READERS[name](data_dir)
     if not len(arrays.test_labels):
         arrays = _hold_out(arrays)
     if train_size is not None:
-        there = len(arrays.train_labels)
-        if train_size > there:
-            raise ValueError(f"train_size={train_size}: {arrays.title} has {there} training images: choose at most that")
-        rows = stratified(arrays.train_labels, train_size, seed=2)  # val takes seed 0, a tuning run's own val seed 1
-        title = f"{arrays.title}, {train_size:,} of {there:,} training images"
+        total = len(arrays.train_labels)
+        if train_size > total:
+            raise ValueError(f"train_size={train_size}: {arrays.title} has {total} training images: choose at most that")
+        rows = stratified(arrays.train_labels, train_size, seed=2)  # 0 chooses `val`, 1 a tuning run's val
+        title = f"{arrays.title}, {train_size:,} of {total:,} training images"
         arrays = replace(arrays, title=title, train_images=arrays.train_images[rows], train_labels=arrays.train_labels[rows])
     mean, std = _moments(arrays.train_images)
     return Dataset(
@@ -114,7 +112,7 @@ def load(name: str, data_dir: str | None, train_size: int | None = None, *, imag
 
 
 def _hold_out(arrays: Arrays) -> Arrays:
-    """A tenth of the training images, every class by its share, always the same ones, as the test split that the data lack."""
+    """Move a stratified tenth of the training images, always the same ones, to the empty test split."""
     rows = stratified(arrays.train_labels, len(arrays.train_labels) // 10, seed=3)
     rest = np.ones(len(arrays.train_labels), bool)
     rest[rows] = False
@@ -126,35 +124,35 @@ def _hold_out(arrays: Arrays) -> Arrays:
 
 
 def with_channels(dataset: Dataset, channels: int) -> Dataset:
-    """The same images for a net of other channels: gray ones three times, colour ones as ITU-R 601 luma, rounded.
+    """Return a data set with another number of channels: gray is repeated, colour becomes ITU-R 601 luma.
 
     Args:
         dataset: of 1 or 3 channels.
-        channels: 1 or 3, or the data set's own.
+        channels: 1 or 3, or the data set's own number.
 
     Raises:
         ValueError: for any other pair.
     """
-    there = dataset.images.shape[1]
-    if there == channels:
+    own = dataset.images.shape[1]
+    if own == channels:
         return dataset
-    if {there, channels} != {1, 3}:
-        raise ValueError(f"{dataset.title}: has {there} channels, the net takes {channels}: expected 1 or 3 of both")
+    if {own, channels} != {1, 3}:
+        raise ValueError(f"{dataset.title}: has {own} channels, the backbone takes {channels}: expected 1 or 3 for both")
 
-    def change(images: Tensor) -> Tensor:
+    def convert(images: Tensor) -> Tensor:
         if channels == 3:
             return images.expand(-1, 3, -1, -1).contiguous()
         weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
         return (images * weights).sum(1, keepdim=True).round().to(torch.uint8)
 
-    images = change(dataset.images)
+    images = convert(dataset.images)
     mean, std = _moments(images.numpy())
-    title = dataset.title if channels == 3 else f"{dataset.title}, gray"  # another protocol than in colour; three times gray is not
-    return replace(dataset, title=title, images=images, test_images=change(dataset.test_images), mean=mean, std=std)
+    title = dataset.title if channels == 3 else f"{dataset.title}, gray"  # with gray pixels it is another protocol
+    return replace(dataset, title=title, images=images, test_images=convert(dataset.test_images), mean=mean, std=std)
 
 
 def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel in [0, 1], exactly, from the histogram of its 256 values."""
+    """Return mean and standard deviation of each channel in [0, 1], computed exactly from its histogram."""
     values = np.arange(256) / 255
     counts = np.stack([np.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])])
     share = counts / counts.sum(1, keepdims=True)
@@ -164,11 +162,11 @@ def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def stratified(labels: np.ndarray, size: int, *, seed: int) -> np.ndarray:
-    """Rows of a subset with the classes' own shares: a pure function of the labels and the seed.
+    """Return the rows of a stratified subset, as a pure function of the labels and the seed.
 
     Args:
         labels: (N,) integers.
-        size: how many rows, <= N; each class gets its share, the largest remainders first.
+        size: number of rows, <= N. Each class keeps its share; the largest remainders are rounded up.
         seed: of the choice.
 
     Returns:
@@ -178,44 +176,31 @@ def stratified(labels: np.ndarray, size: int, *, seed: int) -> np.ndarray:
         ValueError: if size > N.
     """
     if size > len(labels):
-        raise ValueError(f"a subset of {size} from {len(labels)} rows")
+        raise ValueError(f"a subset of {size} rows: expected at most {len(labels)}")
     classes, counts = np.unique(labels, return_counts=True)
     exact = counts * size / len(labels)
     take = np.floor(exact).astype(np.int64)
     take[np.argsort(take - exact, kind="stable")[: size - take.sum()]] += 1
-    order = epoch_order(seed, 0, len(labels)).numpy()
+    order = permutation(seed, 0, len(labels)).numpy()
     return np.sort(np.concatenate([order[labels[order] == c][:k] for c, k in zip(classes, take, strict=True)]))
 
 
-def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
-    """The order in which an epoch visits n images: a permutation as a pure function of (seed, epoch).
-
-    The ranks of Philox's words, not numpy's `permutation`: the stream is the generator's definition, so it is the same
-    in every version. The views' numbers come from other counters of the same keys.
-
-    Returns:
-        (n,) int64.
-    """
-    words = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=np.zeros(4, np.uint64)).random_raw(n)
-    return torch.from_numpy(np.argsort(words, kind="stable"))
-
-
 def steps_per_epoch(n: int, batch_size: int, *, drop_last: bool) -> int:
-    """Batches in an epoch of n images: whole ones only, or with the last, short one."""
+    """Return the number of batches in an epoch of n images, with or without the last, smaller one."""
     return n // batch_size if drop_last else -(-n // batch_size)
 
 
 def batch_rows(seed: int, step: int, n: int, batch_size: int, *, drop_last: bool) -> Tensor:
-    """The rows of the global batch of one step.
+    """Return the rows of the images in the global batch of one step.
 
     Args:
         seed, step: of the run.
-        n: images in the training split.
+        n: number of training images.
         batch_size: N <= n.
-        drop_last: leave out the last, short batch of an epoch, so that every step has the same number of negatives.
+        drop_last: skip the last, smaller batch of an epoch, so that every step has the same number of negatives.
 
     Returns:
-        (batch_size,) int64; fewer in the last batch of an epoch where that is kept.
+        (batch_size,) int64; the last batch of an epoch may be smaller.
     """
     epoch, batch = divmod(step, steps_per_epoch(n, batch_size, drop_last=drop_last))
     return _cached_order(seed, epoch, n)[batch * batch_size : (batch + 1) * batch_size]
@@ -225,9 +210,9 @@ _last_order: dict[tuple[int, int, int], Tensor] = {}
 
 
 def _cached_order(seed: int, epoch: int, n: int) -> Tensor:
-    """`epoch_order`, kept while the epoch lasts: sorting 50,000 words takes 5 ms."""
+    """Return `permutation`, cached during an epoch, because sorting 50,000 words takes 5 ms."""
     key = (seed, epoch, n)
     if key not in _last_order:
         _last_order.clear()
-        _last_order[key] = epoch_order(seed, epoch, n)
+        _last_order[key] = permutation(seed, epoch, n)
     return _last_order[key]

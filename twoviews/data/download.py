@@ -1,50 +1,46 @@
-"""Files from the network: hash-checked, resumed where they broke off, from more than one source, once for all processes."""
+"""Download files: resumable, checked by hash, from several sources, and by one process at a time."""
 
-from __future__ import annotations
-
-import fcntl
 import hashlib
 import os
 import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from twoviews.progress import Progress
 
-PIECE = 1 << 20  # bytes read at a time, at most
-TIMEOUT = 30.0  # seconds without a byte after which the next source is tried
-TRIES = 3  # of one source that breaks off: each goes on where the one before stopped
+PIECE = 1 << 20  # largest number of bytes read at once
+TIMEOUT = 30.0  # seconds without data after which the next source is tried
+TRIES = 3  # attempts per source whose connection breaks; each continues where the previous one stopped
 
 
 def fetch(urls: Sequence[str], path: Path, *, sha256: str, size: int, title: str) -> Path:
-    """A file with this SHA-256 at `path`, downloaded unless it is there.
+    """Return `path` after downloading the file with this SHA-256 to it, unless it exists.
 
-    A broken download goes on where it stopped, also in a later call: its bytes wait in `<name>.part`. Two processes share one
-    download: the second waits for the first.
+    The bytes of a broken download stay in `<name>.part`, and a later call continues there. A second process that needs
+    the file waits for the first.
 
     Args:
-        urls: of the same bytes; tried in turn.
-        path: where it comes to lie; its folder is made.
+        urls: addresses of the file, tried in turn.
+        path: of the file; its folder is created.
         sha256: in hexadecimal.
-        size: in bytes; no more is ever written.
-        title: of what is downloaded, for people.
-
-    Returns:
-        `path`.
+        size: in bytes; never more is written.
+        title: the name of the download for messages.
 
     Raises:
-        ValueError: if no source gives that file, with each one's reason and what to do; or if the folder cannot be written.
+        ValueError: if every source fails, with the reasons and what to do; or if the folder cannot be written.
     """
     try:
         if path.is_file() and digest(path) == sha256:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_name(f"{path.name}.lock"), "w") as lock:
-            _wait_for(lock.fileno(), path)
-            if path.is_file() and digest(path) == sha256:  # the process that we waited for got it
+        with _locked(path):
+            if path.is_file() and digest(path) == sha256:  # another process downloaded it in the meantime
                 return path
             return _from_any(urls, path, sha256, size, title)
     except OSError as error:
@@ -52,21 +48,23 @@ def fetch(urls: Sequence[str], path: Path, *, sha256: str, size: int, title: str
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _wait_for(lock: int, path: Path) -> None:
+def _locked(path: Path) -> AbstractContextManager[object]:
+    # important: a soft lock, filelock's fallback, would outlive a crash
+    lock = FileLock(path.with_name(f"{path.name}.lock"), fallback_to_soft=False)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        return lock.acquire(timeout=0)
+    except Timeout:
         print(f"another process is downloading {path.name}: waiting for it", flush=True)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        return lock.acquire()
 
 
 class _Failed(Exception):
-    """A source does not give the file; the message says why."""
+    """A source failed; the message says why."""
 
 
 def _from_any(urls: Sequence[str], path: Path, sha256: str, size: int, title: str) -> Path:
@@ -81,18 +79,18 @@ def _from_any(urls: Sequence[str], path: Path, sha256: str, size: int, title: st
             except _Failed as error:
                 reason = str(error)
                 if _length(part) > before:
-                    continue  # it came further: the same source goes on
+                    continue  # some bytes arrived: try the same source again
                 break
             if digest(part) == sha256:
                 os.replace(part, path)
                 return path
-            reason = "a web page, not the file" if is_page(part) else f"other bytes: SHA-256 {digest(part)[:12]}..."
-            part.unlink()  # of no use to any source
+            reason = "a web page, not the file" if is_page(part) else f"another file: SHA-256 {digest(part)[:12]}..."
+            part.unlink()  # no source can complete it
             if not before:
-                break  # what it gives from the start is wrong; a wrong beginning, left by another, is worth one more try
+                break  # this source has another file; after a wrong start from elsewhere it gets one more try
         reasons.append(f"{url}: {reason}")
     raise ValueError(
-        f"{title}: could not be downloaded ({'; '.join(reasons)}): fetch {path.name} on a machine that can and give data_dir=<that file>"
+        f"{title}: could not be downloaded ({'; '.join(reasons)}): download {path.name} on another machine and give data_dir=<that file>"
     )
 
 
@@ -101,14 +99,16 @@ def _length(path: Path) -> int:
 
 
 def _append(url: str, part: Path, size: int, title: str) -> None:
-    """Add to `part` what is missing of `url`. A server that cannot go on in the middle starts beside it: a long part is not given up
-    for a short answer."""
+    """Append the missing bytes of `url` to `part`.
+
+    A server without ranges starts again: its bytes go to another file, which replaces `part` only when it is longer.
+    """
     have = _length(part)
     request = urllib.request.Request(url, headers={"User-Agent": "twoviews", **({"Range": f"bytes={have}-"} if have else {})})
     try:
         answer: HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing behind what we have: the hash will say whether it is the file
+        if error.code == 416 and have:  # no bytes follow: the hash decides whether the part is the whole file
             return
         raise _Failed(f"HTTP {error.code} {error.reason}") from None
     except (OSError, HTTPException) as error:
@@ -116,16 +116,16 @@ def _append(url: str, part: Path, size: int, title: str) -> None:
     with answer:
         if answer.headers.get_content_type() == "text/html":
             raise _Failed("a web page, not the file")
-        goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        target = part if goes_on or not have else part.with_name(f"{part.name}.anew")
-        done = have if goes_on else 0
+        resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        target = part if resumed or not have else part.with_name(f"{part.name}.anew")
+        done = have if resumed else 0
         length = answer.headers.get("Content-Length", "")
         total = done + int(length) if length.isdecimal() else size
         free = shutil.disk_usage(part.parent).free
         if free < size - done:
             raise OSError(None, f"{(size - done) / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
         with (
-            open(target, "ab" if goes_on else "wb") as file,
+            open(target, "ab" if resumed else "wb") as file,
             Progress(f"download {title}", size // PIECE, "MB", start=done // PIECE) as bar,
         ):
             for piece in _pieces(answer):
@@ -138,13 +138,13 @@ def _append(url: str, part: Path, size: int, title: str) -> None:
         os.replace(target, part)
     if done > size:
         part.unlink()
-        raise _Failed(f"more than the {size / 1e6:.1f} MB that the file has")
+        raise _Failed(f"larger than the file, which has {size / 1e6:.1f} MB")
     if done < total:
-        raise _Failed(f"broke off after {done / 1e6:.1f} of {total / 1e6:.1f} MB")
+        raise _Failed(f"the connection broke after {done / 1e6:.1f} of {total / 1e6:.1f} MB")
 
 
 def _pieces(answer: HTTPResponse) -> Iterator[bytes]:
-    """The body as it comes; what the network does in between is the source's failure, not the disk's."""
+    """Yield the body of an answer. An error of the network is a failure of the source, not of the disk."""
     while True:
         try:
             piece = answer.read1(PIECE)
@@ -156,6 +156,6 @@ def _pieces(answer: HTTPResponse) -> Iterator[bytes]:
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file is an HTML page: what a login wall or an error gives in place of data."""
+    """Return whether a file is an HTML page, such as a login page or an error."""
     with open(path, "rb") as file:
         return b"<html" in file.read(1000).lower()

@@ -1,6 +1,4 @@
-"""Fashion-MNIST from IDX files, and the subset of it that the package carries."""
-
-from __future__ import annotations
+"""Read Fashion-MNIST from IDX files, and its bundled subset."""
 
 import gzip
 import io
@@ -15,18 +13,18 @@ from twoviews.data.arrays import Arrays
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
-LARGEST = 2**28  # bytes of one file, five times what there is: a gzip file of a few kilobytes can hold a terabyte
+LARGEST = 2**28  # bytes of an unpacked file, five times the largest real one; a gzip bomb has far more
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 def read(data_dir: str | None) -> Arrays:
-    """Fashion-MNIST (Xiao et al. 2017, MIT licence): 60,000 training and 10,000 test images, 28 x 28, one channel, 10 classes.
+    """Return Fashion-MNIST (Xiao et al. 2017, MIT licence): 60,000 training and 10,000 test images, 28 x 28.
 
     Args:
-        data_dir: a folder with the four IDX files, gzipped or not. None: Debian's folder, else torchvision's download.
+        data_dir: a folder with the four IDX files, gzipped or not; None: Debian's folder or a download.
 
     Raises:
-        ValueError: if a file is missing or is no IDX file of bytes.
+        ValueError: if a file is missing or is not an IDX file of bytes.
     """
     folder = Path(data_dir) if data_dir else DEBIAN
     if data_dir is None and not folder.is_dir():
@@ -35,15 +33,15 @@ def read(data_dir: str | None) -> Arrays:
 
 
 def read_mini(data_dir: str | None) -> Arrays:
-    """The embedded subset of Fashion-MNIST: the first 1,200 training and 200 test images of each class.
+    """Return the bundled subset of Fashion-MNIST: the first 1,200 training and 200 test images of each class.
 
-    Made by `scripts/make_fashion_mini.py`.
+    `scripts/make_fashion_mini.py` wrote it.
 
     Args:
-        data_dir: must be None: the data are in the package.
+        data_dir: must be None, because the data are in the package.
 
     Raises:
-        ValueError: if a `data_dir` is given.
+        ValueError: if `data_dir` is not None.
     """
     if data_dir is not None:
         raise ValueError(f"fashion_mini is in the package: leave data_dir out, got {data_dir}")
@@ -54,13 +52,13 @@ def read_mini(data_dir: str | None) -> Arrays:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """One IDX file of unsigned bytes (the format of MNIST's home page), gzipped or not.
+    """Return the array of an IDX file of unsigned bytes (the format of MNIST's home page), gzipped or not.
 
     Returns:
-        uint8 array of the shape that the file's head gives.
+        uint8, of the shape in the file's header.
 
     Raises:
-        ValueError: if it is no such file or is cut short.
+        ValueError: if it is not such a file, or is cut short.
     """
     raw = path.read_bytes()
     if raw[:2] == b"\x1f\x8b":
@@ -68,15 +66,16 @@ def read_idx(path: Path) -> np.ndarray:
             with gzip.open(path) as file:
                 raw = file.read(LARGEST + 1)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: damaged gzip file ({error}): fetch it again") from None
+            raise ValueError(f"{path}: damaged gzip file ({error}): download it again") from None
     if len(raw) > LARGEST:
-        raise ValueError(f"{path}: holds more than {LARGEST >> 20} MiB: no file of Fashion-MNIST")
+        raise ValueError(f"{path}: unpacks to more than {LARGEST >> 20} MiB: not a file of Fashion-MNIST")
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
-        raise ValueError(f"{path}: not an IDX file of bytes (it begins with {raw[:4]!r})")
+        raise ValueError(f"{path}: not an IDX file of bytes (it starts with {raw[:4]!r})")
     shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", raw[3], 4))
-    if len(raw) != 4 + 4 * len(shape) + int(np.prod(shape)):
-        raise ValueError(f"{path}: {len(raw)} bytes do not hold {shape}: cut short? Fetch it again")
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape)).reshape(shape).copy()  # writable, as torch wants it
+    expected = 4 + 4 * len(shape) + int(np.prod(shape))
+    if len(raw) != expected:
+        raise ValueError(f"{path}: {len(raw)} bytes, expected {expected} for an array of shape {shape}: download it again")
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape)).reshape(shape).copy()  # writable, for torch
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -93,7 +92,7 @@ def _download() -> Path:
     print(f"fashion_mnist: downloading to {root}/FashionMNIST (about 30 MB)")
     try:
         FashionMNIST(str(root), download=True)
-    except Exception as error:  # the network fails in many ways, all of which end here
+    except Exception as error:  # a download can fail in many ways
         raise ValueError(
             f"fashion_mnist: download failed ({' '.join(str(error).split())}): install Debian's dataset-fashion-mnist or give data_dir="
         ) from None

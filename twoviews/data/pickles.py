@@ -1,6 +1,4 @@
-"""CIFAR's pickles, read without running anything that they name: five names are known, all others are refused."""
-
-from __future__ import annotations
+"""Read CIFAR's pickles safely: five names have harmless replacements, and every other name is refused."""
 
 import io
 import pickle
@@ -10,29 +8,29 @@ import numpy as np
 
 
 def load(blob: bytes, name: str) -> dict[bytes, Any]:
-    """The dict in one batch file of CIFAR's python version, keys as bytes.
+    """Return the dict of one batch file of CIFAR's python version, with keys as bytes.
 
     Args:
-        blob: the file.
-        name: of the file, for errors.
+        blob: content of the file.
+        name: of the file, for error messages.
 
     Raises:
-        ValueError: if it names anything but a plain array of bytes, or is no pickle of a dict.
+        ValueError: if it refers to anything but plain arrays of bytes, or is not a pickle of a dict.
     """
     try:
-        found = _Unpickler(io.BytesIO(blob), encoding="bytes").load()
-    except Exception as error:  # a hostile pickle fails in any way it likes
-        raise ValueError(f"{name}: not a batch of CIFAR ({type(error).__name__}: {str(error)[:200]}): fetch it again") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{name}: expected a dict, got {type(found).__name__}")
-    return found
+        batch = _Unpickler(io.BytesIO(blob), encoding="bytes").load()
+    except Exception as error:  # a hostile pickle can raise anything
+        raise ValueError(f"{name}: not a batch of CIFAR ({type(error).__name__}: {str(error)[:200]}): download it again") from None
+    if not isinstance(batch, dict):
+        raise ValueError(f"{name}: expected a dict, got {type(batch).__name__}")
+    return batch
 
 
-# Each stand-in is an object without attributes: a pickle can call it, and can neither change it nor reach what it stands for.
+# Each replacement is an object without attributes: a pickle can call it, but not change it.
 
 
 class _Ndarray:
-    """Stands for `numpy.ndarray`, which a pickle only ever passes on to `_reconstruct`; called, it would take any memory it likes."""
+    """Replaces `numpy.ndarray`, which pickles pass to `_reconstruct`; called, it could fill the memory."""
 
     __slots__ = ()
 
@@ -42,7 +40,7 @@ class _Reconstruct:
 
     def __call__(self, kind: object, shape: object, code: object) -> np.ndarray:
         if type(kind) is not _Ndarray or shape != (0,):
-            raise pickle.UnpicklingError("an array begins empty")
+            raise pickle.UnpicklingError("expected an array that starts empty")
         return np.ndarray((0,), np.uint8)
 
 
@@ -52,7 +50,7 @@ class _Dtype:
     def __call__(self, name: object, align: object = 0, copy: object = 1) -> np.dtype[Any]:
         if name not in ("u1", b"u1"):
             raise pickle.UnpicklingError("expected an array of bytes")
-        return np.dtype("u1")  # important: numpy's own object for it, on which a state that a pickle sets has no effect
+        return np.dtype("u1")  # important: numpy's shared object, which a state in a pickle cannot change
 
 
 class _Encode:
@@ -78,4 +76,4 @@ class _Unpickler(pickle.Unpickler):
         try:
             return ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it names {module}.{name}") from None
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}") from None

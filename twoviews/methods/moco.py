@@ -1,11 +1,10 @@
-"""MoCo v2 (Chen et al. 2020, https://arxiv.org/abs/2003.04297; MoCo: He et al. 2020, https://arxiv.org/abs/1911.05722): tell the key of
-the same image from the keys of earlier images, which a slowly moving copy of the encoder made.
+"""MoCo v2 (Chen et al. 2020, https://arxiv.org/abs/2003.04297; MoCo: He et al. 2020, https://arxiv.org/abs/1911.05722).
 
-Differences from the papers: one device takes the place of many by splitting BatchNorm's batch, and keys take a fixed order in place of a
-drawn shuffle; the symmetric loss (each view is query once) is MoCo's CIFAR demo's, as a mean of both halves (the demo sums them).
+The loss classifies the key of the query's own image among the keys of earlier images. A momentum copy of the encoder
+computes the keys. Differences from the papers: BatchNorm over sub-batches on one device replaces BatchNorm on many devices,
+and a fixed reordering of the keys replaces the random shuffle. The symmetric loss (each view is query once) is the one of
+MoCo's CIFAR demo, as the mean of both halves (the demo sums them).
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twoviews.heads import mlp
 from twoviews.losses import info_nce
-from twoviews.methods.base import Method
-from twoviews.momentum import Queue, ema_update, momentum_copy, split_batchnorm, spread_order
+from twoviews.methods.base import Loss, Method
+from twoviews.models.heads import mlp
+from twoviews.models.momentum import Queue, ema_update, momentum_copy, split_batchnorm, spread_order
 
 
 class MoCo(Method):
@@ -24,8 +23,8 @@ class MoCo(Method):
 
     Args:
         backbone: (N, C, H, W) to (N, embed_dim).
-        embed_dim: its width.
-        num_images: in the training split; a longer queue would hold old keys of every image, the query's own among them.
+        embed_dim: dimensions of h.
+        num_images: in the training split; a longer queue would always hold an old key of the query's own image.
         batch_size: N.
         drop_last: whether the last, short batch of an epoch is left out.
         hidden_dims: widths of the projector's hidden layers.
@@ -35,7 +34,7 @@ class MoCo(Method):
         queue_size: K, at least the keys of one step.
         ema_decay: m of the momentum copy.
         symmetric: each of the two views is query once and key once.
-        bn_splits: S, parts of the batch that BatchNorm sees one by one; divides N, and the short batch where that is kept.
+        bn_splits: S, sub-batches with BatchNorm statistics of their own; divides N, and the last, short batch if it is kept.
 
     Raises:
         ValueError: if a value is out of its range or does not fit another.
@@ -78,16 +77,14 @@ class MoCo(Method):
         self.queue = Queue(queue_size, out_dim)
         self.temperature, self.ema_decay, self.symmetric, self.bn_splits = temperature, ema_decay, symmetric, bn_splits
 
-    def features(self) -> dict[str, nn.Module]:
+    def modules_to_probe(self) -> dict[str, nn.Module]:
         return {"h": self.backbone, "z": nn.Sequential(self.backbone, self.projector)}
 
-    def forward(
-        self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None) -> Loss:
         if len(views) != 2:
-            raise ValueError(f"moco: expected two views, a query and a key, got {len(views)}: view_sizes takes two entries")
+            raise ValueError(f"moco: expected two views, a query and a key, got {len(views)}: give view_sizes two entries")
         a, b = views
-        negatives = self.queue.keys.clone()  # the backward needs them as they are now
+        negatives = self.queue.keys.clone()  # the backward pass needs the keys before this step's are written
         key_b = self._keys(b)
         loss, accuracy = info_nce(self._query(a), key_b, negatives, self.temperature)
         keys = key_b
@@ -95,7 +92,7 @@ class MoCo(Method):
             key_a = self._keys(a)
             other, others = info_nce(self._query(b), key_a, negatives, self.temperature)
             loss, accuracy, keys = (loss + other) / 2, (accuracy + others) / 2, torch.cat([key_a, key_b])
-        # important: after both halves, or a query meets its own image's key among the negatives
+        # important: after both halves, so that no query finds the key of its own image among the negatives
         self.queue.enqueue(keys)
         return loss, {"key_accuracy": accuracy}
 
@@ -105,7 +102,7 @@ class MoCo(Method):
 
     @torch.no_grad()
     def _keys(self, x: Tensor) -> Tensor:
-        """Keys (N, D) of unit length in the order of `x`; made in another order, so that no part of the batch is the queries'."""
+        """Return keys (N, D) of unit length, in the order of `x`. They are computed in another order: see `spread_order`."""
         n, splits = len(x), self.bn_splits
         z = self.momentum_encoder(x[spread_order(n, splits, x.device)])
         return F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)[spread_order(n, n // splits, x.device)]

@@ -1,19 +1,17 @@
-"""SimCLR (Chen et al. 2020, https://arxiv.org/abs/2002.05709): pull two views of an image together, push all other images away.
+"""SimCLR (Chen et al. 2020, https://arxiv.org/abs/2002.05709): views of one image attract, views of different images repel.
 
-Differences from the paper: the loss is the mean over anchors (the authors' code sums the two directions: twice as large),
-more than two views are allowed, and whether the views share one forward, hence one BatchNorm batch, is a hyper-parameter.
+Differences from the paper: the loss is the mean over anchors (the authors' code sums both directions: twice as large). More
+than two views are allowed. A hyper-parameter decides whether views share one forward pass, hence BatchNorm statistics.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from twoviews.heads import mlp
 from twoviews.losses import nt_xent
-from twoviews.methods.base import Method
+from twoviews.methods.base import Loss, Method
+from twoviews.models.heads import mlp
 
 
 class SimCLR(Method):
@@ -21,11 +19,11 @@ class SimCLR(Method):
 
     Args:
         backbone: (N, C, H, W) to (N, embed_dim).
-        embed_dim: its width.
+        embed_dim: dimensions of h.
         hidden_dims: widths of the projector's hidden layers.
         out_dim: D, the projector's output.
         hidden_bn, output_bn: BatchNorm in the projector.
-        one_forward: all views of one size in one batch (the authors' code), or one forward a view (most CIFAR recipes).
+        one_forward: all views in one forward pass if their sizes are equal (authors' code), or one pass per view (CIFAR recipes).
         temperature: of NT-Xent, > 0.
 
     Raises:
@@ -52,12 +50,10 @@ class SimCLR(Method):
         self.one_forward = one_forward
         self.temperature = temperature
 
-    def features(self) -> dict[str, nn.Module]:
+    def modules_to_probe(self) -> dict[str, nn.Module]:
         return {"h": self.backbone, "z": nn.Sequential(self.backbone, self.projector)}
 
-    def forward(
-        self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None) -> Loss:
         if self.one_forward and len({x.shape for x in views}) == 1:
             z = self.projector(self.backbone(torch.cat(views)))  # (V*N, D)
         else:

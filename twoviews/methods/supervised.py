@@ -1,15 +1,13 @@
-"""The supervised upper bound: the same backbone, views and loop, but cross entropy on the labels.
+"""Supervised training, for comparison: the same backbone, views and loop, but cross entropy on the labels.
 
-Differences from the usual baseline: it sees the recipe's views, each of them.
+Difference from the usual baseline: it trains on every view of the recipe.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
 from twoviews.losses import cross_entropy
-from twoviews.methods.base import Method
+from twoviews.methods.base import Loss, Method
 
 
 class Supervised(Method):
@@ -17,9 +15,9 @@ class Supervised(Method):
 
     Args:
         backbone: (N, C, H, W) to (N, embed_dim).
-        embed_dim: its width.
+        embed_dim: dimensions of h.
         num_classes: of the data set.
-        one_forward: all views of one size in one batch, or one forward a view.
+        one_forward: all views in one forward pass if their sizes are equal, or one pass per view.
     """
 
     uses_labels = True
@@ -30,9 +28,7 @@ class Supervised(Method):
         self.classifier = nn.Linear(embed_dim, num_classes)
         self.one_forward = one_forward
 
-    def forward(
-        self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None) -> Loss:
         if labels is None:
             raise ValueError("supervised: expected labels of shape (N,), got none")
         if self.one_forward and len({x.shape for x in views}) == 1:

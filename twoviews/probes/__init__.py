@@ -1,1 +1,1 @@
-"""Read-outs: features or a frozen backbone in, accuracies out."""
+"""Probes: from features or a frozen backbone to predictions."""

@@ -1,6 +1,4 @@
-"""What an accuracy does not say: whether the encoder collapses, how its features lie on the sphere, which classes it confuses."""
-
-from __future__ import annotations
+"""Diagnostics beyond accuracy: collapse, distribution of features on the sphere, accuracy and confusion of each class."""
 
 import math
 
@@ -8,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SPREAD_FLOOR = 0.25  # of a healthy 1/sqrt(D); a collapsed encoder is near 0
+SPREAD_FLOOR = 0.25  # of `spread`: below it an encoder counts as collapsed
 
 
 @torch.no_grad()
 def spread(z: Tensor) -> float:
-    """Standard deviation per dimension of normalised projections, over 1/sqrt(D) (Chen & He 2021, SimSiam, section 4.1).
+    """Return the standard deviation per dimension of normalised projections, times sqrt(D) (SimSiam, Chen & He 2021, section 4.1).
 
     Args:
         z: (N, D).
@@ -26,7 +24,7 @@ def spread(z: Tensor) -> float:
 
 @torch.no_grad()
 def rankme(z: Tensor) -> float:
-    """RankMe (Garrido et al. 2023, eq. 1): exp of the entropy of the normalised singular values.
+    """Return RankMe (Garrido et al. 2023, eq. 1): exp of the entropy of the normalised singular values.
 
     Args:
         z: (N, D).
@@ -41,32 +39,32 @@ def rankme(z: Tensor) -> float:
 
 @torch.no_grad()
 def alignment(a: Tensor, b: Tensor) -> float:
-    """Mean squared distance of normalised features of two views of one image (Wang & Isola 2020, section 4.1, alpha = 2).
+    """Return the mean squared distance between normalised features of two views (Wang & Isola 2020, section 4.1, alpha = 2).
 
     Args:
-        a, b: (N, D): row i of both is of image i.
+        a, b: (N, D); row i of both belongs to image i.
 
     Returns:
-        In [0, 4]; 0 where views do not matter.
+        In [0, 4]; 0 if features do not depend on the view.
     """
     return float((F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean())
 
 
 @torch.no_grad()
 def uniformity(z: Tensor) -> float:
-    """Log of the mean Gaussian potential of pairs of normalised features (Wang & Isola 2020, section 4.1, t = 2).
+    """Return the log of the mean Gaussian potential of pairs of normalised features (Wang & Isola 2020, section 4.1, t = 2).
 
     Args:
         z: (N, D), N >= 2.
 
     Returns:
-        At most 0, which is a collapse; near -4 for a sphere of many dimensions that is covered evenly.
+        At most 0: 0 for a complete collapse, near -4 for features spread evenly over a sphere of many dimensions.
     """
     return float(torch.pdist(F.normalize(z.float(), dim=1)).square().mul(-2).exp().mean().log())
 
 
 def per_class(predicted: Tensor, labels: Tensor, classes: int) -> list[float | None]:
-    """Share of right predictions among the rows of each class; None for a class without rows.
+    """Return the accuracy in [0, 1] on the rows of each class; None for a class without rows.
 
     Args:
         predicted, labels: (N,) int64 in [0, classes).
@@ -76,7 +74,7 @@ def per_class(predicted: Tensor, labels: Tensor, classes: int) -> list[float | N
 
 
 def confusion(predicted: Tensor, labels: Tensor, classes: int) -> list[list[int]]:
-    """How often each class (row) was taken for each (column).
+    """Return how often images of each class (row) were predicted as each class (column).
 
     Args:
         predicted, labels: (N,) int64 in [0, classes).

@@ -1,6 +1,4 @@
-"""Features of images by a frozen module."""
-
-from __future__ import annotations
+"""Features of images from a frozen module."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 
 from twoviews.progress import Progress
 
-CHUNK = 1000  # images a forward: bounded memory
+CHUNK = 1000  # images in one forward pass; this bounds the memory
 
 
 @torch.no_grad()
@@ -26,16 +24,16 @@ def embed(
     autocast: Callable[[], AbstractContextManager[Any]],
     name: str = "embed",
 ) -> Tensor:
-    """Features of whole images, no augmentation, with BatchNorm on its running statistics.
+    """Return features of whole images without augmentation. BatchNorm uses its running statistics.
 
-    The module is put in eval mode and back; nothing in it changes (a test compares every parameter and buffer).
+    The module runs in eval mode, and its modes are restored. No parameter or buffer changes (a test compares all).
 
     Args:
         module: (N, C, H, W) to (N, D).
         images: (N, C, H, W) uint8.
         mean, std: the normalisation that the module was trained with.
-        device: where the module is.
-        autocast: makes the context of the forward.
+        device: of the module.
+        autocast: returns the context of the forward pass.
         name: for the progress bar.
 
     Returns:
@@ -63,17 +61,17 @@ def embed(
 
 
 def finite(x: Tensor) -> bool:
-    """Whether no entry is NaN or infinite, by one pass that keeps nothing: the extremes are not finite either where one entry is not.
+    """Return whether no entry of x is NaN or infinite, in one pass without a copy: NaN and infinities show in the extremes.
 
     Args:
-        x: of any shape, floating point; may be empty.
+        x: floating point, of any shape; may be empty.
     """
     return not x.numel() or all(math.isfinite(extreme) for extreme in torch.aminmax(x))
 
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """The module in eval mode, and back: BatchNorm uses its running statistics and does not move them."""
+    """Put the module in eval mode and restore its modes: BatchNorm uses its running statistics and does not update them."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -84,5 +82,5 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Raw pixels in [0, 1] as features: (N, C*H*W) float32."""
+    """Return raw pixels in [0, 1] as features: (N, C*H*W) float32."""
     return images.flatten(1).float() / 255

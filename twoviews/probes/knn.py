@@ -1,25 +1,22 @@
 """k nearest neighbours: one exact search serves every k, metric and weighting."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from twoviews import native
 from twoviews.probes.embed import finite
 
 KS = (1, 5, 10, 20, 200)
 METRICS = ("cosine", "euclidean")
 QUERIES = 500  # rows of the similarity matrix at a time: 50,000 x 500 x 4 bytes = 100 MB
-FAR = 10.0  # offset of the features, squared, over their variance: beyond it distances from dot products in float32 are worse than 1e-6
+FAR = 10.0  # squared mean over variance; above it, distances from dot products in float32 have errors above 1e-6
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Rows of a bank, nearest first; of equally near ones the lower row first.
+    """Rows of a bank, nearest first; of rows at equal distance the lower one first.
 
     Args:
         rows: (Q, K) int64.
@@ -32,8 +29,9 @@ class Neighbours:
 
 @torch.no_grad()
 def search(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str] = METRICS) -> dict[str, Neighbours]:
-    """The k nearest rows of the bank by each metric, exact: by `knn.cpp` in double where the processor is made for it, else in the
-    features' own dtype, by one product for both metrics unless they lie far from zero.
+    """Return the k nearest rows of the bank by each metric, exactly, in the features' own dtype.
+
+    One matrix product serves both metrics, unless the features are far from zero.
 
     Args:
         bank: (M, D) features, finite.
@@ -45,7 +43,7 @@ def search(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str] = ME
         {metric: neighbours}.
 
     Raises:
-        ValueError: if k exceeds the bank, a set is empty, shapes do not fit, a metric is another, or a feature is not finite.
+        ValueError: if k exceeds the bank, a set is empty, shapes do not fit, a metric is unknown, or a feature is not finite.
     """
     if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1] or not len(queries):
         raise ValueError(f"knn: expected features (M, D) and (Q, D), got {tuple(bank.shape)} and {tuple(queries.shape)}")
@@ -55,11 +53,9 @@ def search(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str] = ME
         raise ValueError(f"knn: expected metric cosine or euclidean, got {', '.join(map(repr, metrics))}")
     if not (finite(bank) and finite(queries)):
         raise ValueError("knn: features hold NaN or infinite values")
-    if native.fast_products() and (found := native.neighbours(bank, queries, k=k, metrics=metrics)):
-        return {metric: Neighbours(*both) for metric, both in found.items()}
     offset = bank.mean(0)
     if "euclidean" in metrics and offset.square().sum() > FAR * bank.var(0, correction=0).sum():
-        # About the bank's mean squares are small against differences; angles are not about the mean, so they need a product of their own.
+        # Relative to the bank's mean, squares are small against differences. Cosines need a product of the features as they are.
         others = [metric for metric in metrics if metric != "euclidean"]
         return (_search(bank, queries, k, others) if others else {}) | _search(bank - offset, queries - offset, k, ["euclidean"])
     return _search(bank, queries, k, metrics)
@@ -72,7 +68,7 @@ def _search(bank: Tensor, queries: Tensor, k: int, metrics: Sequence[str]) -> di
     for q in torch.split(queries, QUERIES):
         product = q @ bank.T  # (q, M)
         for metric in metrics:
-            # Both rank as the metric does: a query's own length scales its row or moves it.
+            # Both scores rank as the metric does: a query's own length only scales or shifts its row.
             rows, score = nearest(product * inverse if metric == "cosine" else torch.sub(product, squares, alpha=0.5), k)
             own = q.square().sum(1, keepdim=True)
             similarity = score / own.sqrt().clamp(min=1e-12) if metric == "cosine" else -(own - 2 * score).clamp(min=0).sqrt()
@@ -81,7 +77,7 @@ def _search(bank: Tensor, queries: Tensor, k: int, metrics: Sequence[str]) -> di
 
 
 def nearest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest entries of each row, largest first, of equal ones the lower index first (`topk` promises nothing for those).
+    """Return the k largest entries of each row, largest first, of equal ones the lower index first.
 
     Args:
         score: (Q, M).
@@ -93,7 +89,7 @@ def nearest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values, rows = score.topk(min(k + 1, score.shape[1]), dim=1)
     equal = values[:, 1:] == values[:, :-1]
     values, rows = values[:, :k], rows[:, :k]
-    if equal.any():
+    if equal.any():  # `topk` does not define the order of equal entries
         rows, order = rows.sort(dim=1)
         values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
         rows = rows.gather(1, order)
@@ -104,20 +100,20 @@ def nearest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def vote(found: Neighbours, labels: Tensor, *, k: int, classes: int, temperature: float | None = None) -> Tensor:
-    """What the k nearest neighbours say; ties go to the smallest label, as in scikit-learn.
+    """Return the class that the k nearest neighbours vote for; ties go to the smallest label, as in scikit-learn.
 
     Args:
         found: at least k neighbours a query.
         labels: (M,) int64 of the bank.
         k: >= 1.
         classes: above every label.
-        temperature: a vote weighs exp(similarity / temperature) (Wu et al. 2018, section 3.4); None: each weighs one.
+        temperature: a vote weighs exp(similarity / temperature) (Wu et al. 2018, section 3.4); None: each weighs 1.
 
     Returns:
         (Q,) int64.
     """
     similarity = found.similarity[:, :k]
-    # Against the nearest, so that nothing overflows: all votes of a query are divided by the same number.
+    # Relative to the nearest, so that nothing overflows: this divides all votes of a query by the same number.
     weights = torch.ones_like(similarity) if temperature is None else ((similarity - similarity[:, :1]) / temperature).exp()
     votes = weights.new_zeros(len(weights), classes).scatter_add_(1, labels[found.rows[:, :k]], weights)
     return votes.argmax(1)
@@ -133,7 +129,7 @@ def knn(
     metric: str = "cosine",
     temperature: float | None = None,
 ) -> dict[int, float]:
-    """Accuracy of the vote of the k nearest bank rows.
+    """Return the accuracy of the vote of the k nearest bank rows.
 
     Args:
         bank: (M, D) features with labels (M,).

@@ -1,7 +1,5 @@
 """The linear probe on precomputed features: multinomial logistic regression, solved to its optimum."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence
@@ -14,53 +12,53 @@ from torch.nn import functional as F
 from twoviews.probes.embed import finite
 from twoviews.progress import Progress
 
-DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: of equally good ones it is chosen
-ITERATIONS = 100  # of L-BFGS at most; from the chosen solution it ends by itself after 10 to 30
-CHOOSING = 20  # for all decays at once: within 1e-3 of each optimum, a tenth of a point on `val`
-AXES_UP_TO = 6144  # dimensions: above, the axes of raw pixels would take longer than the steps that they save, and then all memory
-ROWS_PER_AXIS = 4  # that the principal axes are taken from: they steer the solver and do not move the optimum
+DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: it is chosen among equally good ones
+ITERATIONS = 100  # at most, of L-BFGS; started at the chosen solution it converges after 10 to 30
+CHOOSING = 20  # iterations for all decays together: within 1e-3 of each optimum, 0.1 points of accuracy on `val`
+AXES_UP_TO = 6144  # dimensions; above, computing principal axes takes longer than the iterations saved, and too much memory
+ROWS_PER_AXIS = 4  # rows from which principal axes are computed; they speed up the solver and do not move the optimum
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A fitted probe: `weight` (classes, D) and `bias` (classes,) act on features as they are, unstandardised."""
+    """A fitted probe: `weight` (classes, D) and `bias` (classes,) apply to unstandardised features."""
 
     weight: Tensor
     bias: Tensor
 
     def predict(self, features: Tensor) -> Tensor:
-        """The class of the largest logit: (N, D) to (N,) int64."""
+        """Return the class of the largest logit: (N, D) to (N,) int64."""
         return F.linear(features.to(self.weight.dtype), self.weight, self.bias).argmax(1)
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
-        """Share of rows in [0, 1] whose largest logit is their label."""
+        """Return the share of rows, in [0, 1], whose largest logit is their label."""
         return (self.predict(features) == labels).double().mean().item()
 
 
 def linear(
     features: Tensor, labels: Tensor, val_features: Tensor, val_labels: Tensor, *, classes: int, decays: Sequence[float] = DECAYS
 ) -> tuple[Linear, float]:
-    """Fit on the training rows with each weight decay, choose by accuracy on `val`, go on to the optimum on both with the chosen one.
+    """Fit the training rows with each weight decay, choose one by accuracy on `val`, then fit both splits with it.
 
-    Features are standardised over both. The test set has no part in it: the caller scores the returned probe once.
+    Features are standardised over both splits. The test set is not used: the caller scores the returned probe once.
 
     Args:
         features, labels: (N, D) and (N,) of `train`.
         val_features, val_labels: (M, D) and (M,) of `val`.
-        classes: of the data set; a class may be missing from the rows.
+        classes: of the data set; the rows may lack some.
         decays: candidates, > 0, strongest first.
 
     Returns:
         (the probe fitted on all N + M rows, the chosen weight decay).
 
     Raises:
-        ValueError: if shapes do not fit, a feature is not finite, or there is no candidate.
+        ValueError: if shapes do not match, a feature is not finite, or there is no candidate.
     """
     if not decays or min(decays) <= 0:
         raise ValueError(f"linear: expected weight decays above 0, got {list(decays)}")
     shapes = [tuple(x.shape) for x in (features, labels, val_features, val_labels)]
     if shapes[0][1:] != shapes[2][1:] or any(x[:1] != y or not y[0] for x, y in (shapes[:2], shapes[2:])):
-        raise ValueError("linear: features {} with labels {} and, to choose by, {} with {} do not fit".format(*shapes))
+        raise ValueError("linear: shapes do not match: features {} with labels {}, val features {} with val labels {}".format(*shapes))
     problem = Problem(torch.cat([features, val_features]), torch.cat([labels, val_labels]), classes)
     with Progress("linear probe", CHOOSING + ITERATIONS, "steps") as bar:
         tried = problem.solve(decays, rows=len(features), iterations=CHOOSING, bar=bar)
@@ -71,48 +69,47 @@ def linear(
 
 
 def saga(features: Tensor, labels: Tensor) -> tuple[Linear, int]:
-    """scikit-learn's logistic regression without penalty, by SAGA with its own defaults, as the second seed calls it.
+    """Fit scikit-learn's logistic regression without penalty, by SAGA with its own defaults, as dkobak's project does.
 
-    Its 100 passes over the data end, as a rule, before it has converged; the caller prints how many it took.
+    It usually reaches its limit of 100 passes before it converges; the caller prints the number of passes.
 
     Args:
         features, labels: (N, D) and (N,) with at least two classes.
 
     Returns:
         (the probe, passes over the data).
-
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=math.inf, solver="saga", random_state=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of passes says it
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of passes shows it
         model.fit(features.numpy(), labels.numpy())
     weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
-    if len(model.classes_) == 2:  # one logit, of the second class against the first
+    if len(model.classes_) == 2:  # sklearn has one logit then: of the second class against the first
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     rows = int(labels.max()) + 1
-    whole = torch.zeros(rows, features.shape[1], dtype=features.dtype), torch.full((rows,), -math.inf, dtype=features.dtype)
-    seen = torch.from_numpy(model.classes_)
-    whole[0][seen], whole[1][seen] = weight.to(features.dtype), bias.to(features.dtype)  # a class without rows is never predicted
-    return Linear(*whole), int(model.n_iter_.max())
+    probe = Linear(torch.zeros(rows, features.shape[1], dtype=features.dtype), torch.full((rows,), -math.inf, dtype=features.dtype))
+    present = torch.from_numpy(model.classes_)  # a class without rows keeps a bias of -inf and is never predicted
+    probe.weight[present], probe.bias[present] = weight.to(features.dtype), bias.to(features.dtype)
+    return probe, int(model.n_iter_.max())
 
 
 class Problem:
     """Multinomial logistic regression on standardised features: mean cross entropy + decay / 2 x ||W||^2.
 
-    Convex: one optimum, and no learning rate, batch or number of epochs to choose. Solved by L-BFGS (Liu & Nocedal 1989)
-    along the features' principal axes, each scaled by its curvature: on raw pixels four times fewer evaluations (above
-    `AXES_UP_TO` dimensions along the features themselves). Several weight decays
-    are solved as one problem, which reads the features once for all of them.
+    The problem is convex: it has one optimum and needs no learning rate, batch size or number of epochs. L-BFGS (Liu &
+    Nocedal 1989) solves it in the coordinates of the features' principal axes, each scaled by its curvature. On raw pixels
+    this takes a quarter of the evaluations. Above `AXES_UP_TO` dimensions the features' own axes are used. Several weight
+    decays are solved together, so that the features are read once for all of them.
 
     Args:
         features, labels: (N, D) and (N,) int64 in [0, classes).
         classes: rows of the weight.
 
     Raises:
-        ValueError: if shapes do not fit or a feature is not finite.
+        ValueError: if shapes do not match or a feature is not finite.
     """
 
     def __init__(self, features: Tensor, labels: Tensor, classes: int) -> None:
@@ -121,14 +118,14 @@ class Problem:
         if not finite(features):
             raise ValueError("linear: features hold NaN or infinite values")
         self.mean, std = features.mean(0), features.std(0, correction=0)
-        self.std = torch.where(std > 1e-6 * (1 + self.mean.abs()), std, 1.0)  # a constant feature carries nothing
+        self.std = torch.where(std > 1e-6 * (1 + self.mean.abs()), std, 1.0)  # a constant feature has no scale
         self.x = (features - self.mean) / self.std
-        width = self.x.shape[1]
+        dims = self.x.shape[1]
         self.axes: Tensor | None = None
-        self.variance = self.x.new_ones(width)
-        if width <= AXES_UP_TO:
-            some = self.x[:: max(1, len(self.x) // (ROWS_PER_AXIS * width))]
-            variance, self.axes = torch.linalg.eigh(some.T @ some / len(some))  # (D,), (D, D): columns
+        self.variance = self.x.new_ones(dims)
+        if dims <= AXES_UP_TO:
+            some = self.x[:: max(1, len(self.x) // (ROWS_PER_AXIS * dims))]
+            variance, self.axes = torch.linalg.eigh(some.T @ some / len(some))  # (D,), (D, D): axes are columns
             self.variance = variance.clamp(min=0)
         self.labels, self.classes = labels, classes
 
@@ -141,21 +138,21 @@ class Problem:
         iterations: int = ITERATIONS,
         bar: Progress | None = None,
     ) -> Tensor:
-        """The optimum for each weight decay, or what is near it after so many iterations.
+        """Return the optimum for each weight decay, or the solution after `iterations`.
 
         Args:
-            decays: J of them, > 0.
+            decays: J weight decays, > 0.
             start: (J, classes, D + 1), as returned; None: zeros.
-            rows: fits the first so many alone; None: all.
+            rows: number of leading rows to fit; None: all.
             iterations: at most.
-            bar: counts them.
+            bar: counts evaluations of the objective.
 
         Returns:
-            (J, classes, D + 1) along the principal axes, the bias last and not decayed.
+            (J, classes, D + 1) in the coordinates of the principal axes; the bias is last and not decayed.
         """
         x, labels = self.x[:rows], self.labels[:rows]
         decay = torch.tensor(decays, dtype=x.dtype, device=x.device)
-        # How far to step along each axis: a softmax has a curvature of about 0.1 times the variance.
+        # Scale of each axis: the curvature of the softmax is about 0.1 times the variance.
         scale = torch.cat([(0.1 * self.variance + decay[:, None]).rsqrt(), x.new_ones(len(decay), 1)], 1)[:, None]
         v = x.new_zeros(len(decay), self.classes, x.shape[1] + 1) if start is None else start / scale
         solver = torch.optim.LBFGS(
@@ -180,14 +177,14 @@ class Problem:
         return v.detach() * scale
 
     def objective(self, w: Tensor, decay: Tensor, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross entropy + decay / 2 x ||W||^2 of each solution, and its gradient.
+        """Return mean cross entropy + decay / 2 x ||W||^2 of each solution, and its gradient.
 
-        By hand: with the classes' logits as rows the softmax runs along the images, fifteen times faster than along ten classes.
+        Written by hand, with logits (classes, N): a softmax over ten columns is fifteen times slower.
 
         Args:
             w: (J, classes, D + 1).
             decay: (J,).
-            x, labels: (N, D) and (N,) of the rows that count.
+            x, labels: (N, D) and (N,) of the rows to fit.
 
         Returns:
             (losses (J,), gradient like w).
@@ -195,23 +192,23 @@ class Problem:
         weight, bias = w[..., :-1], w[..., -1:]
         logits = F.linear(x, self._from_axes(weight).flatten(0, 1)).T.contiguous().view(len(w), self.classes, -1) + bias
         logits -= logits.amax(1, keepdim=True)
-        of_label = labels.expand(len(w), 1, -1)  # where in `logits` the labels' own are
-        own = logits.gather(1, of_label).mean((1, 2))
+        index = labels.expand(len(w), 1, -1)  # of each label's logit
+        own = logits.gather(1, index).mean((1, 2))
         share = logits.exp_()
-        whole = share.sum(1, keepdim=True)
-        loss = whole.log().mean((1, 2)) - own + decay / 2 * weight.square().sum((1, 2))
-        share /= whole
-        share.scatter_add_(1, of_label, share.new_full((), -1.0).expand(of_label.shape))  # the gradient of the logits, times N
+        total = share.sum(1, keepdim=True)
+        loss = total.log().mean((1, 2)) - own + decay / 2 * weight.square().sum((1, 2))
+        share /= total
+        share.scatter_add_(1, index, share.new_full((), -1.0).expand(index.shape))  # now the gradient of the logits, times N
         share /= len(x)
-        by_weight = (share.flatten(0, 1) @ x).view(weight.shape)
-        by_weight = (by_weight if self.axes is None else by_weight @ self.axes) + decay[:, None, None] * weight
-        return loss, torch.cat([by_weight, share.sum(2, keepdim=True)], 2)
+        grad_weight = (share.flatten(0, 1) @ x).view(weight.shape)
+        grad_weight = (grad_weight if self.axes is None else grad_weight @ self.axes) + decay[:, None, None] * weight
+        return loss, torch.cat([grad_weight, share.sum(2, keepdim=True)], 2)
 
     def _from_axes(self, weight: Tensor) -> Tensor:
-        """Weights (..., D) along the principal axes as weights of the standardised features."""
+        """Return weights (..., D) of the principal axes as weights of the standardised features."""
         return weight if self.axes is None else weight @ self.axes.T
 
     def probe(self, w: Tensor) -> Linear:
-        """One solution (classes, D + 1) as a probe on features as they are."""
+        """Return a solution (classes, D + 1) as a probe on unstandardised features."""
         weight = self._from_axes(w[:, :-1]) / self.std
         return Linear(weight, w[:, -1] - weight @ self.mean)

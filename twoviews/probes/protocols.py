@@ -1,6 +1,4 @@
-"""Named read-outs: features in, predictions out, each with a row that says its protocol. No test label comes here."""
-
-from __future__ import annotations
+"""Probes by name: features in, predictions out, each with a row that describes its protocol. No test labels are used here."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,16 +19,16 @@ ALL = (
     *("knn", "knn_euclidean", "knn_weighted", "moco_demo", "linear_precomp", "linear_precomp adam", "low_label"),
     *("linear_augm", "linear_augm_cached", "linear_sgd", "low_label_finetune", "finetune"),
 )
-SEEDS = ("knn", "knn_euclidean", "linear_precomp", "linear_precomp adam", "linear_augm", "linear_sgd")
+REFERENCE = ("knn", "knn_euclidean", "linear_precomp", "linear_precomp adam", "linear_augm", "linear_sgd")
 TUNED = ("finetune", "low_label_finetune")
-SHARES = {"low_label": (0.01, 0.1), "low_label_finetune": (0.01, 0.1)}  # of the labels; the others read all
+SHARES = {"low_label": (0.01, 0.1), "low_label_finetune": (0.01, 0.1)}  # of the labels; the other probes use all
 ON_IMAGES = ("linear_augm", "linear_augm_cached", "linear_sgd", *TUNED)  # these need the backbone and the images, not features
-CACHED = 16  # views of an image that `linear_augm_cached` makes beforehand
+CACHED = 16  # views of each image that `linear_augm_cached` computes in advance
 
 
 @dataclass(frozen=True)
 class Vote:
-    """One kNN protocol: k neighbours by a metric, each with a vote of exp(similarity / temperature) or of one, on h or z."""
+    """A kNN protocol: k neighbours by a metric on h or z. A vote weighs exp(similarity / temperature), or 1 without temperature."""
 
     k: int
     metric: str = "cosine"
@@ -42,185 +40,187 @@ class Vote:
         return "uniform" if self.temperature is None else f"exp(s/{self.temperature:g})"
 
 
-# The last four are those of the field, with their own settings (docs/protocols.md).
+# The last four are protocols of other projects, with their settings (docs/protocols.md).
 KNN: dict[str, tuple[Vote, ...]] = {
     "knn": tuple(Vote(k) for k in KS),
     "knn_euclidean": tuple(Vote(k, "euclidean") for k in KS),
     "knn_weighted": tuple(Vote(k, temperature=0.1) for k in KS),
-    "second_seed": tuple(Vote(k, metric) for metric in ("cosine", "euclidean") for k in (1, 5, 10)),
+    "dkobak": tuple(Vote(k, metric) for metric in ("cosine", "euclidean") for k in (1, 5, 10)),
     "lightly": (Vote(200, temperature=0.1),),
     "moco_demo": (Vote(200, temperature=0.1, features="z"),),
     "wmse": (Vote(5, "euclidean"),),
 }
 PROBES = (*KNN, "linear_precomp", "low_label", *ON_IMAGES)
 
-# The second seed's read-outs: `second_seed` is the README that this project was given, `second_seed_v2` its last revision. Its images
-# were augmented by crops of a fifth of the area and more, and flips, in batches as large as those of the training.
+# Probes of dkobak/simclr-cifar10: `dkobak` has the settings of its README of June 2025, `dkobak_v2` those of its last revision. Its images
+# are augmented by crops of at least a fifth of the area and flips, in batches as large as in training.
 _FEATURES = {
-    "second_seed": Schedule("adam", 0.1, epochs=100, batch_size=1000),
-    "second_seed_v2": Schedule("adam", 0.01, epochs=500, batch_size=1000, weight_decay=5e-6),
+    "dkobak": Schedule("adam", 0.1, epochs=100, batch_size=1000),
+    "dkobak_v2": Schedule("adam", 0.01, epochs=500, batch_size=1000, weight_decay=5e-6),
 }
 _AUGMENTED = {
-    "second_seed": Schedule("adam", 0.1, epochs=100, batch_size=1024),
-    "second_seed_v2": Schedule("adam", 0.1, epochs=100, batch_size=512, weight_decay=5e-6),
+    "dkobak": Schedule("adam", 0.1, epochs=100, batch_size=1024),
+    "dkobak_v2": Schedule("adam", 0.1, epochs=100, batch_size=512, weight_decay=5e-6),
 }
 PROTOCOLS = tuple(_FEATURES)
-_CROP_08 = ("linear_sgd", *TUNED)  # SimCLR's smallest crop, the first seed's too; the second seed's is a fifth
-CROPS = {name: (0.08 if name in _CROP_08 else 0.2, 1.0) for name in ON_IMAGES}  # areas
+_CROP_08 = ("linear_sgd", *TUNED)  # smallest crop of SimCLR and of p3i0t; dkobak's is a fifth
+CROPS = {name: (0.08 if name in _CROP_08 else 0.2, 1.0) for name in ON_IMAGES}  # crop_scale of each
 
 Split = tuple[Tensor, Tensor]  # features (N, D), labels (N,)
-Read = tuple[dict[str, Any], Tensor]  # a row of the summary, the predicted classes (N,)
+Prediction = tuple[dict[str, Any], Tensor]  # a row of the summary, the predicted classes (N,)
 
 
 def parse(probes: str, solver: str | None = None) -> tuple[str, ...]:
-    """`fast`, `seeds`, `all`, or a list such as `knn,linear_precomp`, as names of read-outs.
+    """Return the names of probes for `fast`, `reference`, `all`, or a list such as `knn,linear_precomp`.
 
     Args:
-        probes: see there.
-        solver: of `linear_precomp`: one of `SOLVERS`; None: L-BFGS, in `seeds` and `all` Adam too.
+        probes: see above.
+        solver: of `linear_precomp`, one of `SOLVERS`; None: L-BFGS, in `reference` and `all` Adam too.
 
     Raises:
-        ValueError: naming the one that does not exist, or the solver that nothing asks for.
+        ValueError: if a name does not exist, scikit-learn is missing, or no probe uses the solver.
     """
     listed = tuple(name.strip() for name in probes.split(","))
-    names = {"fast": FAST, "seeds": SEEDS, "all": ALL}.get(probes, listed)
+    names = {"fast": FAST, "reference": REFERENCE, "all": ALL}.get(probes, listed)
     for name in listed if names is listed else ():
         if name not in PROBES:
-            raise ValueError(f"probes={probes}: expected fast, seeds, all or a list of {', '.join(PROBES)}, got {name!r}")
+            raise ValueError(f"probes={probes}: expected fast, reference, all or a list of {', '.join(PROBES)}, got {name!r}")
     if solver is None:
         return names
     if solver == "sklearn" and find_spec("sklearn") is None:
         raise ValueError("solver=sklearn: scikit-learn is not installed: pip install 'twoviews[report]'")
     if "linear_precomp" not in names:
-        raise ValueError(f"solver={solver}: {probes} has no linear_precomp to be solved")
+        raise ValueError(f"solver={solver}: probes={probes} has no linear_precomp: add it, or leave solver out")
     kept = [name for name in names if not name.startswith("linear_precomp ")]
     return tuple(f"{name} {solver}" if name == "linear_precomp" and solver != "lbfgs" else name for name in kept)
 
 
 def schedule(name: str, *, protocol: str, backbone: str, batch_size: int, share: float = 1.0, **changes: float | None) -> Schedule:
-    """How a probe is trained that is trained by minibatches.
+    """Return the schedule of a probe that is trained by minibatches.
 
     Args:
         name: `linear_precomp adam` or one of `ON_IMAGES`.
-        protocol: one of `PROTOCOLS`: whose numbers the first two have.
-        backbone: of the run: the second seed's last revision decays nothing with resnet50.
-        batch_size: of the run: both probes on images have its batch, the first seed's a rate of 0.1 x batch / 256.
-        share: of the labels, for what is fine-tuned: rates and, for 1 % and 10 %, epochs of SimCLR, appendix B.5, in smaller batches.
-        changes: fields of `Schedule`; None leaves one as the protocol has it.
+        protocol: one of `PROTOCOLS`: the settings of the Adam probes.
+        backbone: of the run; dkobak's last revision has no weight decay with resnet50.
+        batch_size: of the run; probes on images use it, and `linear_sgd` (p3i0t's) has a rate of 0.1 x batch / 256.
+        share: of the labels, for fine-tuning: rates and epochs of SimCLR, appendix B.5, in smaller batches.
+        changes: fields of `Schedule`; None keeps the protocol's value.
     """
     if name == "linear_sgd":
-        found = Schedule("sgd", 0.1 * batch_size / 256, epochs=100, batch_size=batch_size, floor=0.001, unit="step", drop_last=True)
+        chosen = Schedule("sgd", 0.1 * batch_size / 256, epochs=100, batch_size=batch_size, floor=0.001, unit="step", drop_last=True)
     elif name in TUNED:
         batch, epochs = (256, 20) if share == 1 else (64, 60 if share <= 0.01 else 30)
-        found = Schedule("sgd", 0.05 * batch / 256, epochs=epochs, batch_size=batch, unit="step")
+        chosen = Schedule("sgd", 0.05 * batch / 256, epochs=epochs, batch_size=batch, unit="step")
     elif name in ("linear_augm", "linear_augm_cached"):
-        found = replace(_AUGMENTED[protocol], batch_size=batch_size)
+        chosen = replace(_AUGMENTED[protocol], batch_size=batch_size)
     else:
-        found = _FEATURES[protocol]
+        chosen = _FEATURES[protocol]
     if backbone == "resnet50":
-        found = replace(found, weight_decay=0.0)
-    found = replace(found, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
-    return replace(found, floor=min(found.floor, found.learning_rate))
+        chosen = replace(chosen, weight_decay=0.0)
+    chosen = replace(chosen, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
+    return replace(chosen, floor=min(chosen.floor, chosen.learning_rate))
 
 
 def votes(names: Sequence[str], features: str) -> tuple[Vote, ...]:
-    """The kNN protocols among the names that read these features (`h` or `z`), each once."""
+    """Return the kNN protocols among the names that use these features (`h` or `z`), each once."""
     return tuple(dict.fromkeys(one for name in names for one in KNN.get(name, ()) if one.features == features))
 
 
-def neighbours(wanted: Sequence[Vote], *, bank: Split, test: Tensor, classes: int) -> list[Read]:
-    """Predictions of kNN protocols, all from one search.
+def neighbours(wanted: Sequence[Vote], *, bank: Split, test: Tensor, classes: int) -> list[Prediction]:
+    """Return predictions of kNN protocols, all from one search.
 
     Args:
-        wanted: those with a k above the rows of the bank are left out.
-        bank: whose labels vote.
+        wanted: the protocols; those with k above the rows of the bank are skipped.
+        bank: features and labels of the voting images.
         test: (N, D) features.
         classes: of the data set.
 
     Returns:
-        As `read_out`; rows of one search share its seconds.
+        As `predict`; rows of one search share its seconds.
     """
     fitting = [one for one in wanted if one.k <= len(bank[0])]
     if not fitting:
         return []
 
-    def searched() -> list[Read]:
+    def run() -> list[Prediction]:
         metrics = list(dict.fromkeys(one.metric for one in fitting))
-        found = search(bank[0], test, k=max(one.k for one in fitting), metrics=metrics)
+        neighbours_by_metric = search(bank[0], test, k=max(one.k for one in fitting), metrics=metrics)
         return [
             (
                 {"probe": "knn", "k": one.k, "metric": one.metric, "weights": one.weights},
-                vote(found[one.metric], bank[1], k=one.k, classes=classes, temperature=one.temperature),
+                vote(neighbours_by_metric[one.metric], bank[1], k=one.k, classes=classes, temperature=one.temperature),
             )
             for one in fitting
         ]
 
-    return timed(searched)
+    return timed(run)
 
 
-def read_out(
-    name: str, *, train: Split, val: Split, test: Tensor, classes: int, how: Schedule | None, seed: int, max_steps: int | None = None
-) -> list[Read]:
-    """Predictions of one linear read-out of features. Test labels are not among the arguments: the caller scores.
+def predict(
+    name: str, *, train: Split, val: Split, test: Tensor, classes: int, training: Schedule | None, seed: int, max_steps: int | None = None
+) -> list[Prediction]:
+    """Return predictions of one linear probe on features. Test labels are not among the arguments: the caller compares.
 
     Args:
         name: from `parse`, none of `KNN` and `ON_IMAGES`.
-        train, val: the rows that the probe is fitted on; of `low_label` the few that have labels.
+        train, val: the rows that the probe is fitted on; for `low_label`, only those with labels.
         test: (N, D) features.
         classes: of the data set.
-        how: of `linear_precomp adam`.
-        seed: of that one's first weights and order.
-        max_steps: cuts that one short.
+        training: schedule of `linear_precomp adam`.
+        seed: of the initial weights and the order of the rows.
+        max_steps: stop training after so many steps.
 
     Returns:
         (a row with the protocol and `seconds`, predicted classes (N,)).
     """
     rows = len(train[1]) + len(val[1])
 
-    def both() -> Split:
+    def train_and_val() -> Split:
         return torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
 
-    def solved() -> list[Read]:
+    def run_lbfgs() -> list[Prediction]:
         probe, decay = linear(*train, *val, classes=classes)
         few = {"labels": rows, "seed": seed} if name == "low_label" else {}
         return [({"probe": name, "solver": "lbfgs", "weight_decay": decay, **few}, probe.predict(test))]
 
-    def regressed() -> list[Read]:
-        probe, passes = saga(*both())
+    def run_saga() -> list[Prediction]:
+        probe, passes = saga(*train_and_val())
         return [({"probe": "linear_precomp", "solver": "sklearn", "epochs": passes}, probe.predict(test))]
 
-    def trained() -> list[Read]:
-        assert how is not None, "a probe trained by minibatches needs its schedule"
-        probe = on_features(*both(), classes=classes, schedule=how, seed=seed, max_steps=max_steps, name="linear_precomp")
-        return [({"probe": "linear_precomp", "solver": "adam", **said(how, rows, seed, max_steps)}, probe.predict(test))]
+    def run_adam() -> list[Prediction]:
+        assert training is not None, "a probe trained by minibatches needs its schedule"
+        probe = on_features(*train_and_val(), classes=classes, schedule=training, seed=seed, max_steps=max_steps, name="linear_precomp")
+        return [({"probe": "linear_precomp", "solver": "adam", **describe(training, rows, seed, max_steps)}, probe.predict(test))]
 
-    return timed({"linear_precomp": solved, "low_label": solved, "linear_precomp sklearn": regressed, "linear_precomp adam": trained}[name])
+    by_lbfgs = dict.fromkeys(("linear_precomp", "low_label"), run_lbfgs)
+    return timed({**by_lbfgs, "linear_precomp sklearn": run_saga, "linear_precomp adam": run_adam}[name])
 
 
-def said(how: Schedule, rows: int, seed: int, max_steps: int | None) -> dict[str, Any]:
-    """What a row says of a schedule on so many rows, and of its being cut short."""
-    cut = max_steps is not None and max_steps < how.epochs * how.per_epoch(rows)
+def describe(training: Schedule, rows: int, seed: int, max_steps: int | None) -> dict[str, Any]:
+    """Return the fields of a row that describe a schedule on so many training rows, and `steps` if it was cut short."""
+    cut = max_steps is not None and max_steps < training.epochs * training.per_epoch(rows)
     return {
-        "optimizer": how.optimizer,
-        "learning_rate": how.learning_rate,
-        "epochs": how.epochs,
-        "batch_size": how.batch_size,
-        "weight_decay": how.weight_decay,
-        "momentum": how.momentum,
-        "floor": how.floor,
+        "optimizer": training.optimizer,
+        "learning_rate": training.learning_rate,
+        "epochs": training.epochs,
+        "batch_size": training.batch_size,
+        "weight_decay": training.weight_decay,
+        "momentum": training.momentum,
+        "floor": training.floor,
         "seed": seed,
     } | ({"steps": max_steps} if cut else {})
 
 
-def timed(read: Callable[[], list[Read]]) -> list[Read]:
-    """Rows and predictions, each row with the seconds that all of them took."""
+def timed(run: Callable[[], list[Prediction]]) -> list[Prediction]:
+    """Return rows and predictions; each row has the seconds that they all took together."""
     began = time.perf_counter()
-    found = read()
-    return [({**row, "seconds": round(time.perf_counter() - began, 3)}, predicted) for row, predicted in found]
+    predictions = run()
+    seconds = round(time.perf_counter() - began, 3)
+    return [({**row, "seconds": seconds}, predicted) for row, predicted in predictions]
 
 
 def protocol(row: dict[str, Any]) -> str:
-    """The protocol of a row in words, for tables: `kNN k=10 cosine uniform` or `linear_precomp L-BFGS, decay chosen on val`."""
+    """Return the protocol of a row for tables: `kNN k=10 cosine uniform` or `linear_precomp L-BFGS, decay chosen on val`."""
     if "on" in row:  # another data set than the run's
         return f"{protocol({key: value for key, value in row.items() if key != 'on'})}, on {row['on']}"
     if row["probe"] == "knn":

@@ -1,0 +1,103 @@
+"""Write the file tree in README.md: every module of the package with the first sentence of its docstring.
+
+    python scripts/tree.py          # write it between the markers in README.md
+    python scripts/tree.py --print  # print it
+
+A test compares README.md with what this script prints, so nobody edits the tree by hand.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "twoviews"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- tree: python scripts/tree.py -->\n```text\n", "```\n<!-- end of tree -->\n"
+WIDTH, COLUMN = 116, 24  # of a line, and where its text starts
+
+# The order of the data flow; what is not named here follows in alphabetical order.
+ORDER = ["cli", "commands", "config", "build", "train", "evaluate", "methods", "models", "losses", "optim"]
+ORDER += ["views", "data", "probes", "runs", "report", "cpu"]
+FIRST = ["base", "load", "schema", "base.yaml", "spec", "arrays", "dataset", "embed", "knn", "folder", "build"]  # in their folders
+OTHER = {
+    "config/base.yaml": "Every key, explained once",
+    "config/recipes": "One file per recipe: what defines it, with its source",
+    "assets": "The bundled images and pretrained models, with licence",
+    "report/report.html": "The template of the report",
+}
+ROOT_FILES = {
+    "simclr.py simclr_lin.py moco.py simclr_config.yml moco_config.yml": "The commands of p3i0t/SimCLR-CIFAR10",
+    "simclr-cifar10.py": "The command of dkobak/simclr-cifar10",
+}
+
+
+def summary(path: Path) -> str:
+    """Return what a file or folder is, in one line: the first sentence of its docstring or comment, shortened if it is long."""
+    name = str(path.relative_to(PACKAGE))
+    if name in OTHER:
+        return OTHER[name]
+    source = path / "__init__.py" if path.is_dir() else path
+    text = source.read_text(encoding="utf-8")
+    text = text.partition("//")[2] if source.suffix == ".cpp" else ast.get_docstring(ast.parse(text)) or ""
+    text = re.sub(r" \((?=[^)]*(\d{4}|http))[^)]*\)?", "", text.strip().splitlines()[0])  # without sources and links
+    start = "START HERE. " if text.startswith("START HERE. ") else ""
+    text = start + text.removeprefix(start).partition(". ")[0].rstrip(".")
+    for sign in ("; ", ": ", ", "):  # shorten
+        while len(text) > WIDTH - COLUMN and sign in text and not text.rpartition(sign)[0].endswith("`"):
+            text = text.rpartition(sign)[0]
+    return text
+
+
+def members(folder: Path) -> list[Path]:
+    """Return the modules, packages and other listed files of a folder, in reading order."""
+    order = ORDER if folder == PACKAGE else FIRST
+
+    def shown(path: Path) -> bool:
+        if path.is_dir():
+            return (path / "__init__.py").is_file() or str(path.relative_to(PACKAGE)) in OTHER
+        return not path.name.startswith("__") and (path.suffix in (".py", ".cpp") or str(path.relative_to(PACKAGE)) in OTHER)
+
+    def key(path: Path) -> tuple[int, str]:
+        found = [i for i, name in enumerate(order) if name in (path.name, path.stem)]
+        return (found[-1] if found else len(order) + path.is_dir(), path.name)
+
+    return sorted((path for path in folder.iterdir() if shown(path)), key=key)
+
+
+def lines(folder: Path, indent: str) -> Iterator[str]:
+    """Yield the lines of a folder's members."""
+    for path in members(folder):
+        name = f"{indent}{path.name}{'/' * path.is_dir()}"
+        yield f"{name:<{COLUMN}}{summary(path)}"
+        if path.is_dir():
+            yield from lines(path, indent + "  ")
+
+
+def tree() -> str:
+    """Return the tree."""
+    top = [f"{names}\n    {text}" for names, text in ROOT_FILES.items()]
+    return "\n".join([*top, "twoviews/", *lines(PACKAGE, "  ")]) + "\n"
+
+
+def main() -> int:
+    """Write or print the tree."""
+    if "--print" in sys.argv[1:]:
+        print(tree(), end="")
+        return 0
+    text = README.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        print(f"{README}: the markers {BEGIN.splitlines()[0]} and {END.splitlines()[1]} are missing", file=sys.stderr)
+        return 1
+    README.write_text(before + BEGIN + tree() + END + after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Parts of momentum methods: the EMA copy, the queue, and BatchNorm over sub-batches."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from twoviews.models.momentum import Queue, SplitBatchNorm, ema_update, momentum_copy, split_batchnorm, spread_order
+from twoviews.models.resnet import ThinResNet
+
+
+def test_the_copy_starts_equal_follows_the_formula_and_gets_no_gradient() -> None:
+    online = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
+    target = momentum_copy(online)
+    assert all(torch.equal(a, b) for a, b in zip(target.state_dict().values(), online.state_dict().values(), strict=True))
+    assert not any(p.requires_grad for p in target.parameters())
+    assert target.training
+    expected = [p.clone() for p in target.parameters()]
+    for step in range(5):
+        with torch.no_grad():
+            for p in online.parameters():
+                p.add_(torch.full_like(p, 0.1 * (step + 1)))
+        online(torch.randn(8, 3, dtype=torch.float64))  # changes the running statistics of the online network, not those of the copy
+        ema_update(target, online, 0.9)
+        expected = [0.9 * e + 0.1 * p for e, p in zip(expected, online.parameters(), strict=True)]
+        for p, e in zip(target.parameters(), expected, strict=True):
+            torch.testing.assert_close(p, e)
+    assert torch.equal(target[1].running_mean, torch.zeros(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("decay", "whose"), [(0.0, "online"), (1.0, "target")])
+def test_decay_0_copies_and_decay_1_changes_nothing(decay: float, whose: str) -> None:
+    nets = {"online": nn.Linear(3, 2), "target": nn.Linear(3, 2)}
+    before = copy.deepcopy(nets)
+    ema_update(nets["target"], nets["online"], decay)
+    assert torch.equal(nets["target"].weight, before[whose].weight)
+    assert torch.equal(nets["online"].weight, before["online"].weight)
+
+
+def test_the_queue_starts_with_unit_vectors_and_new_keys_overwrite_the_oldest() -> None:
+    queue = Queue(7, 3)
+    torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(7))
+    expected = [row.clone() for row in queue.keys]
+    position = 0
+    for step in range(6):
+        keys = torch.full((3, 3), float(step)) + torch.arange(3)[:, None] / 10
+        queue.enqueue(keys)
+        for key in keys:  # the naive ring
+            expected[position % 7] = key
+            position += 1
+        assert torch.equal(queue.keys, torch.stack(expected))
+        assert queue.cursor.item() == position % 7
+    queue.enqueue(torch.zeros(7, 3))
+    assert torch.equal(queue.keys, torch.zeros(7, 3))
+
+
+def test_the_queue_has_no_gradient_and_its_state_is_in_the_state_dict() -> None:
+    queue = Queue(4, 2)
+    queue.enqueue(torch.ones(3, 2, requires_grad=True))
+    assert not queue.keys.requires_grad
+    other = Queue(4, 2)
+    other.load_state_dict(queue.state_dict())
+    assert torch.equal(other.keys, queue.keys)
+    assert other.cursor.item() == 3
+
+
+@pytest.mark.parametrize("splits", [1, 2, 4])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_split_batchnorm_equals_forward_passes_of_the_sub_batches(splits: int, memory: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 5, 4, 3, dtype=torch.float64).contiguous(memory_format=memory).requires_grad_()
+    split = SplitBatchNorm(5, splits).double()
+    with torch.no_grad():
+        split.weight.uniform_(0.5, 1.5)
+        split.bias.normal_()
+    plain = nn.BatchNorm2d(5).double()
+    plain.load_state_dict(split.state_dict())
+    copies = [copy.deepcopy(plain) for _ in range(splits)]
+    y = split(x)
+    expected = torch.cat([bn(part) for bn, part in zip(copies, x.chunk(splits), strict=True)])
+    torch.testing.assert_close(y, expected)
+    assert y.is_contiguous(memory_format=memory)
+    to = torch.randn_like(y)
+    gradient = torch.autograd.grad((y * to).sum(), [x, split.weight, split.bias])
+    naive = torch.autograd.grad((expected * to).sum(), [x, *(p for bn in copies for p in (bn.weight, bn.bias))])
+    torch.testing.assert_close(gradient[0], naive[0])
+    torch.testing.assert_close(gradient[1], sum(naive[1::2]))
+    torch.testing.assert_close(gradient[2], sum(naive[2::2]))
+    # one update of the running statistics per forward pass, with the mean over the sub-batches
+    torch.testing.assert_close(split.running_mean, torch.stack([bn.running_mean for bn in copies]).mean(0))
+    torch.testing.assert_close(split.running_var, torch.stack([bn.running_var for bn in copies]).mean(0))
+    assert split.num_batches_tracked == 1
+    split.eval()
+    plain.load_state_dict(split.state_dict(), strict=False)
+    torch.testing.assert_close(split(x), plain.eval()(x))
+
+
+def test_split_batchnorm_under_autocast_keeps_its_statistics_in_float32() -> None:
+    x = torch.randn(8, 3, 4, 4)
+    split, plain = SplitBatchNorm(3, 2), nn.BatchNorm2d(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = split(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    assert split.running_var.dtype == torch.float32
+    torch.testing.assert_close(y.float(), torch.cat([plain(part) for part in x.bfloat16().float().chunk(2)]), rtol=0, atol=0.03)
+
+
+def test_a_batch_that_the_splits_do_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="a batch of 7 does not divide into 2 parts"):
+        SplitBatchNorm(3, 2)(torch.randn(7, 3, 2, 2))
+
+
+def test_every_batchnorm_of_a_backbone_is_split_and_keeps_its_state() -> None:
+    net = ThinResNet(in_channels=3, widths=(4, 8), blocks=(1, 1), stem_stride=1)
+    plain = copy.deepcopy(net)
+    names = {name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    split_batchnorm(net, 4)
+    assert {name for name, module in net.named_modules() if isinstance(module, SplitBatchNorm)} == names
+    assert len(names) > 4
+    assert net.state_dict().keys() == plain.state_dict().keys()
+    x = torch.randn(8, 3, 8, 8)
+    assert torch.equal(net.eval()(x), plain.eval()(x))
+    assert not torch.allclose(net.train()(x), plain.train()(x))
+    whole = copy.deepcopy(plain)
+    split_batchnorm(whole, 1)
+    assert not any(isinstance(module, SplitBatchNorm) for module in whole.modules())
+
+
+@pytest.mark.parametrize(("n", "splits"), [(8, 2), (32, 4), (64, 8), (8, 8), (6, 1)])
+def test_spread_order_takes_each_part_evenly_from_all_parts(n: int, splits: int) -> None:
+    order = spread_order(n, splits, torch.device("cpu"))
+    assert torch.equal(order[spread_order(n, n // splits, torch.device("cpu"))], torch.arange(n))
+    assert sorted(order.tolist()) == list(range(n))
+    size = n // splits
+    for part in order.chunk(splits):
+        counts = torch.bincount(part // size, minlength=splits)
+        assert counts.max() - counts.min() <= 1

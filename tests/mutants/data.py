@@ -1,0 +1,98 @@
+"""Faults in reading, downloading and splitting data."""
+
+from mutants.mutant import Mutant
+
+MUTANTS = [
+    # splits and batches
+    Mutant("val stays in train", "data/dataset.py", "rest[self.val_rows] = False", "rest[self.val_rows] = True", "data/test_dataset.py"),
+    Mutant(
+        "batches of every epoch in one order",
+        "data/dataset.py",
+        "= permutation(seed, epoch, n)",
+        "= permutation(seed, 0, n)",
+        "data/test_dataset.py",
+    ),
+    Mutant(
+        "labels of test images trained on",
+        "data/dataset.py",
+        "torch.cat([self.labels, torch.full_like(self.test_labels, -1)])",
+        "torch.cat([self.labels, self.test_labels])",
+        "data/test_dataset.py",
+    ),
+    Mutant(
+        "held-out images are trained on",
+        "data/dataset.py",
+        "train_images=images[rest]",
+        "train_images=images",
+        "test_without_a_test_split_a_tenth_of_every_class_becomes_one",
+    ),
+    Mutant(
+        "short batch dropped though kept",
+        "data/dataset.py",
+        "return n // batch_size if drop_last else -(-n // batch_size)",
+        "return n // batch_size",
+        "data/test_dataset.py",
+    ),
+    Mutant(
+        "the first images in place of a stratified part",
+        "data/dataset.py",
+        "rows = stratified(arrays.train_labels, train_size, seed=2)",
+        "rows = np.arange(train_size)",
+        "data/test_dataset.py",
+    ),
+    Mutant(
+        "mean and deviation of the test images too",
+        "data/dataset.py",
+        "_moments(arrays.train_images)",
+        "_moments(np.concatenate([arrays.train_images, arrays.test_images]))",
+        "data/test_dataset.py",
+    ),
+    # folders
+    Mutant(
+        "bad images left out unasked", "data/folder.py", 'if bad and on_bad == "stop":', "if False:", "test_d4_every_bad_file_is_listed"
+    ),
+    Mutant(
+        "16-bit images clipped",
+        "data/folder.py",
+        'if shown.mode.startswith("I"):',
+        "if False:",
+        "test_16_bits_are_scaled_exif_rotates_and_the_first_frame_is_used",
+    ),
+    Mutant(
+        "a damaged cache of images is used",
+        "data/folder.py",
+        "if hashlib.sha256(key + payload).hexdigest().encode() != digest:",
+        "if False:",
+        "data/test_folder_cache.py",
+    ),
+    Mutant("a changed image is read from the cache", "data/folder.py", r"\0{stat.st_mtime_ns}", "", "data/test_folder_cache.py"),
+    # archives
+    Mutant("the archive's hash not checked", "data/cifar.py", "if sha256 != source.sha256:", "if False:", "data/test_cifar.py"),
+    Mutant("a changed file in the folder", "data/cifar.py", "if md5 != source.files[name]:", "if False:", "data/test_cifar.py"),
+    Mutant(
+        "links in an archive are followed",
+        "data/cifar.py",
+        " or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE)",
+        "",
+        "data/test_cifar.py",
+    ),
+    Mutant("a member of an archive twice", "data/cifar.py", "if wanted[member.name] in blobs:", "if False:", "data/test_cifar.py"),
+    Mutant("an archive unpacked without a bound", "data/cifar.py", "if self.left < 0:", "if False:", "data/test_cifar.py"),
+    Mutant(
+        "pickles may name anything",
+        "data/pickles.py",
+        "            return ALLOWED[module, name]\n",
+        "            return super().find_class(module, name)\n",
+        "data/test_pickles.py",
+    ),
+    # downloads
+    Mutant("the hash of a download not checked", "data/download.py", "if digest(part) == sha256:", "if True:", "data/test_download.py"),
+    Mutant("a download always starts again", "data/download.py", '"ab" if resumed else "wb"', '"wb"', "data/test_download.py"),
+    Mutant(
+        "an answer for another position is appended",
+        "data/download.py",
+        ' and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")',
+        "",
+        "data/test_download.py",
+    ),
+]

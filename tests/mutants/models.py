@@ -1,0 +1,117 @@
+"""Faults in the backbones, the momentum parts and the methods."""
+
+from mutants.mutant import Mutant
+
+STEM = "test_the_imagenet_stem_is_used_above_64_pixels"
+WHITENED = "test_a_whitened_stem_gives_uncorrelated_outputs_of_unit_variance_and_both_signs"
+
+MUTANTS = [
+    # backbones
+    Mutant(
+        "stem pads by two",
+        "models/resnet.py",
+        "nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)",
+        "nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=2, bias=False)",
+        STEM,
+    ),
+    Mutant("ImageNet stem on small images", "models/resnet.py", "if image_size <= 64:", "if image_size <= 16:", STEM),
+    Mutant("max-pooling kept", "models/resnet.py", "net.maxpool = nn.Identity()", "pass", STEM),
+    Mutant("stem rotated, not whitened", "models/resnet.py", "directions / (variance + WHITEN_EPSILON).sqrt()", "directions", WHITENED),
+    Mutant("a bias before BatchNorm", "models/heads.py", "bias=not bn", "bias=True", "models/test_heads.py"),
+    # momentum encoder and queue
+    Mutant(
+        "keys not normalised",
+        "methods/moco.py",
+        "F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)",
+        "z",
+        "methods/test_moco.py",
+    ),
+    Mutant("the momentum encoder gets gradients", "models/momentum.py", ".requires_grad_(False)", "", "models/test_momentum.py"),
+    Mutant("momentum the wrong way round", "models/momentum.py", ", 1 - decay)", ", decay)", "models/test_momentum.py"),
+    Mutant(
+        "the queue does not wrap around",
+        "models/momentum.py",
+        "torch.arange(len(keys), device=keys.device)) % size",
+        "torch.arange(len(keys), device=keys.device)).clamp(max=size - 1)",
+        "models/test_momentum.py",
+    ),
+    Mutant(
+        "the queue's cursor does not move",
+        "models/momentum.py",
+        "        self.cursor.copy_((self.cursor + len(keys)) % size)\n",
+        "",
+        "models/test_momentum.py",
+    ),
+    Mutant(
+        "own key among the negatives of the second half",
+        "methods/moco.py",
+        "other, others = info_nce(self._query(b), key_a, negatives, self.temperature)",
+        "self.queue.enqueue(key_b); other, others = info_nce(self._query(b), key_a, self.queue.keys.clone(), self.temperature)",
+        "methods/test_moco.py",
+    ),
+    Mutant(
+        "keys computed in the order of the queries",
+        "methods/moco.py",
+        "self.momentum_encoder(x[spread_order(n, splits, x.device)])",
+        "self.momentum_encoder(x)",
+        "methods/test_moco.py",
+    ),
+    Mutant("keys not put back in order", "methods/moco.py", "[spread_order(n, n // splits, x.device)]", "", "methods/test_moco.py"),
+    Mutant(
+        "negatives read after they were overwritten",
+        "methods/moco.py",
+        "self.queue.keys.clone()",
+        "self.queue.keys",
+        "methods/test_moco.py",
+    ),
+    Mutant(
+        "only the backbone has a momentum copy that follows",
+        "methods/moco.py",
+        "ema_update(self.momentum_encoder[1], self.projector, self.ema_decay)",
+        "pass",
+        "methods/test_moco.py",
+    ),
+    Mutant(
+        "projector's BatchNorm sees the whole batch",
+        "methods/moco.py",
+        "split_batchnorm(self.projector, bn_splits)",
+        "pass",
+        "methods/test_moco.py",
+    ),
+    Mutant(
+        "one BatchNorm over the whole batch",
+        "models/momentum.py",
+        "enumerate(x.chunk(self.splits))",
+        "enumerate(x.chunk(1))",
+        "models/test_momentum.py",
+    ),
+    # methods
+    Mutant(
+        "SimCLR: one forward pass for all views whatever the recipe says",
+        "methods/simclr.py",
+        "if self.one_forward and",
+        "if",
+        "methods/test_simclr.py",
+    ),
+    Mutant(
+        "SimCLR: the loss of h, not of z",
+        "methods/simclr.py",
+        "z = self.projector(self.backbone(torch.cat(views)))",
+        "z = self.backbone(torch.cat(views))",
+        "methods/test_simclr.py",
+    ),
+    Mutant(
+        "supervised: labels interleaved, views stacked",
+        "methods/supervised.py",
+        "labels.repeat(len(views))",
+        "labels.repeat_interleave(len(views))",
+        "methods/test_supervised.py",
+    ),
+    Mutant(
+        "labels given to every method",
+        "build.py",
+        "if method.uses_labels else None",
+        "if True else None",
+        "test_labels_are_passed_only_to_methods_that_use_them",
+    ),
+]

@@ -1,0 +1,67 @@
+"""The training loop: what it prints (a collapse, the predicted time), and groups with a rate of their own."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from twoviews import build, config, train
+from twoviews.progress import Clock, Progress
+
+
+def constant(self: nn.Flatten, x: torch.Tensor) -> torch.Tensor:
+    return torch.ones(len(x), 8) + 1e-6 * torch.arange(len(x))[:, None]
+
+
+def test_a_collapse_is_reported_while_it_happens(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = build.build(config.load("pretrain", tiny))
+    with Progress("train", 5, "views") as bar:
+        monkeypatch.setattr(parts.method, "modules_to_probe", lambda: {"h": parts.method.backbone, "z": nn.Flatten()})
+        healthy = train.monitor(parts, bar, 5)
+        assert "warning" not in capsys.readouterr().out
+        monkeypatch.setattr(nn.Flatten, "forward", constant)
+        collapsed = train.monitor(parts, bar, 5)
+    assert "warning: z is collapsing" in capsys.readouterr().out
+    assert healthy["z_spread"] > 0.25 > collapsed["z_spread"]
+    assert healthy["z_rankme"] > 2 > collapsed["z_rankme"]
+
+
+def test_a_group_with_constant_lr_keeps_the_peak_rate(tiny: list[str]) -> None:
+    cfg = config.load("pretrain", tiny)
+    parts = build.build(cfg)
+    plan = train.Plan(cfg, parts)
+    follows, keeps = ({"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2))
+    optimizer = torch.optim.SGD([follows, {**keeps, "constant_lr": True}], lr=0.0)
+    for step in (1, plan.steps - 1):
+        rate = plan.set_learning_rate(optimizer, step)
+        assert rate < parts.peak_rate
+        assert [group["lr"] for group in optimizer.param_groups] == [rate, parts.peak_rate]
+
+
+@pytest.mark.parametrize(
+    ("changes", "left", "says"),
+    [
+        ([], 100, "512 views/s: about 100 s left, probes not included\n"),
+        ([], 5000, "about 83 min left, probes not included\nover an hour: Ctrl-C saves a checkpoint and stops"),
+        (["epochs=100"], 100_000, "about 27.8 h left"),
+        (["epochs=1000"], 1_000_000, "about 11.6 days left"),
+        (["epochs=1000"], 100_000, "for about ten minutes, add epochs=6 to the command\n"),
+        (["epochs=1000", "warmup_epochs=10"], 100_000, "add max_steps=600 to the command\n"),  # six epochs would not end the warm-up
+        (["epochs=1000"], 1_000_000, "add max_steps=600 to the command\n"),  # an epoch is longer than ten minutes
+    ],
+)
+def test_the_time_is_predicted_and_a_shorter_command_named(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], changes: list[str], left: int, says: str
+) -> None:
+    keys = {word.partition("=")[0] for word in changes}
+    cfg = config.load("pretrain", [word for word in tiny if word.partition("=")[0] not in keys] + changes)
+    clock = Clock()
+    clock.steady, clock.steady_steps = 20.0, 20  # one second per step
+    with Progress("train", left + 20, "views") as bar:
+        train._predict(bar, clock, SimpleNamespace(cfg=cfg, views_per_step=512), left)
+    assert says in capsys.readouterr().out

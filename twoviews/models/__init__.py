@@ -1,0 +1,1 @@
+"""Networks: backbones, projectors, and parts of momentum methods."""

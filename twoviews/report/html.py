@@ -1,0 +1,63 @@
+"""`report.html`: one file with the command, the accuracies, the curves, and images with their views."""
+
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from torch import Tensor
+
+from twoviews import runs
+from twoviews.probes import protocols
+from twoviews.report.text import KINDS
+from twoviews.views import Views
+
+
+def write(folder: runs.RunFolder, views: Views, images: Tensor, classes: Sequence[str]) -> None:
+    """Write `report.html` of a finished run; without the extra `report`, print what to install.
+
+    Args:
+        folder: of the run.
+        views: whose augmentation is shown on some of the images.
+        images: (N, C, H, W) uint8.
+        classes: names, for the confusion matrix.
+    """
+    try:
+        import jinja2
+
+        from twoviews.report import plots
+    except ImportError:
+        print("no report.html: to get it: pip install 'twoviews[report]', then twoviews report")
+        return
+    summary, manifest = runs.read_json(folder.path, runs.SUMMARY), runs.read_json(folder.path, runs.MANIFEST)
+    metrics = runs.read_metrics(folder.path)
+    source = resources.files("twoviews").joinpath("report/report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    html = environment.from_string(source).render(
+        summary=summary,
+        manifest=manifest,
+        run=folder.path.name,
+        rows=_rows(summary),
+        loss=plots.data_uri(plots.loss_curve(metrics)),
+        knn=plots.data_uri(plots.knn_curve(metrics, summary)),
+        views=plots.data_uri(plots.views_grid(views, images)),
+        confusions=[(name, plots.data_uri(plots.confusion_matrix(row, classes))) for name, row in _headlines(summary)],
+        diagnostics=summary["diagnostics"],
+        config=(folder.path / runs.CONFIG).read_text(encoding="utf-8"),
+    )
+    folder.write(runs.REPORT, html)
+    print(f"report: {folder.path / runs.REPORT}")
+
+
+def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    cells = {(protocols.protocol(row), row["of"]): row for row in summary["evaluations"]}
+    names = dict.fromkeys(name for name, of in cells if of in KINDS)
+    return [
+        {"protocol": name} | {of: f"{100 * cells[name, of]['accuracy']:.1f}" if (name, of) in cells else "" for of in KINDS}
+        for name in names
+    ]
+
+
+def _headlines(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the trained backbone's evaluations that have a confusion matrix, with their protocols."""
+    own = [row for row in summary["evaluations"] if row["of"] == "trained" and "on" not in row]
+    return [(protocols.protocol(row), row) for row in own if "confusion" in row]

@@ -1,0 +1,43 @@
+"""Random numbers as pure functions: the random state of a run is its seed and its step number.
+
+All numbers come from Philox4x64-10 (Salmon et al. 2011). The key is (seed, step or epoch); the counter's top word is the
+stream. Streams: 0 order of the training images, 1 + v view v, `PROBE_ORDER` order of a probe's images.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PROBE_ORDER = 1 << 32
+
+
+def _words(seed: int, step: int, stream: int, count: int) -> np.ndarray:
+    key, counter = np.array([seed, step], np.uint64), np.array([0, 0, 0, stream], np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(count)
+
+
+def philox(seed: int, step: int, stream: int, count: int) -> np.ndarray:
+    """Return random 32-bit words as a pure function of (seed, step, stream).
+
+    Args:
+        seed, step: the two 64-bit words of the key, >= 0.
+        stream: the index of one of the independent sequences of this key.
+        count: number of words.
+
+    Returns:
+        (count,) uint32.
+    """
+    return _words(seed, step, stream, (count + 1) // 2).view(np.uint32)[:count]
+
+
+def uniform(seed: int, step: int, stream: int, count: int) -> np.ndarray:
+    """Return uniform numbers in [0, 1), multiples of 2^-24: (count,) float32. Args: as `philox`."""
+    return (philox(seed, step, stream, count) >> 8).astype(np.float32) * np.float32(2**-24)
+
+
+def permutation(seed: int, epoch: int, n: int) -> Tensor:
+    """Return the order in which an epoch visits n images, as a pure function of (seed, epoch): (n,) int64.
+
+    It ranks Philox's words and does not use numpy's `permutation`, whose algorithm may change between versions.
+    """
+    return torch.from_numpy(np.argsort(_words(seed, epoch, 0, n), kind="stable"))

@@ -1,0 +1,3 @@
+"""Augmentation: from images and random numbers to views."""
+
+from twoviews.views.spec import Views, ViewSpec, draw
