@@ -21,8 +21,8 @@ from twoviews.methods import METHODS
 from twoviews.runs import checkpoint
 
 # A probe at every fourth step, a save at every one.
-LONG = ("epochs=8", "probe_every=0.8", "checkpoint_every=0.2")
-LONG_STEPS = 8 * (small.FEW // small.FEW_BATCH)
+LONG = ("epochs=4", "probe_every=0.8", "checkpoint_every=0.2")
+LONG_STEPS = 4 * (small.FEW // small.FEW_BATCH)
 
 
 @pytest.mark.usefixtures("fast")
