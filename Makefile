@@ -6,11 +6,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: demo check test lint types coverage mutants bench test-hard clean
 
-demo: .venv/.demo  ## SimCLR on the bundled images, evaluation and report.html: minutes on two cores, offline
+demo: .venv/.demo  ## SimCLR on the bundled blood cells, evaluation and report.html: minutes on two cores, offline
 	$(BIN)/twoviews pretrain recipe=demo
 	@echo
 	@echo "What to try next (activate the environment first: source .venv/bin/activate):"
-	@echo "  open the report.html named above      accuracies, curves, and images with their views"
+	@echo "  open the report.html named above      nearest neighbours, accuracies, curves, and the views"
 	@echo "  twoviews pretrain recipe=cifar_thin   CIFAR-10, downloaded once; about ten minutes on two cores"
 	@echo "  twoviews pretrain dataset=folder data_dir=<your images> image_size=32"
 	@echo "  twoviews evaluate probes=reference    evaluate this run by more probes"

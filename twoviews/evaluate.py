@@ -8,21 +8,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from twoviews import build
 from twoviews.config import Config
 from twoviews.data.dataset import Dataset, stratified
-from twoviews.probes import minibatch, protocols
+from twoviews.probes import knn, minibatch, protocols
 from twoviews.probes.diagnostics import alignment, confusion, per_class, rankme, spread, uniformity
 from twoviews.probes.embed import CHUNK, frozen, pixels
 from twoviews.probes.finetune import finetune
+from twoviews.rng import permutation
 from twoviews.runs import tables
 
 RANDOM = "random_initialisation"
 DIAGNOSED = 2000  # images that `diagnose` uses
 SEEN = "test, its images trained on"  # name of the split where the run trained on test images
+SHOWN, SHOWN_NEAREST, SHOWN_BANK = 8, 6, 10_000  # of `neighbours`: queries, images for each, and images they are chosen from
 LABELLED = 1000  # this plus the seed chooses which images keep their labels in probes of few labels
 
 Split = tuple[Tensor, Tensor]  # images (N, C, H, W) uint8 or features (N, D), and labels (N,)
@@ -248,6 +251,32 @@ def diagnose(cfg: Config, parts: build.Parts) -> dict[str, dict[str, float]]:
                 a, b = (torch.cat([module(x).float() for x in torch.split(view, CHUNK)]) for view in views)
             statistics[name]["alignment"] = alignment(a, b)
     return statistics
+
+
+@torch.no_grad()
+def neighbours(cfg: Config, parts: build.Parts) -> dict[str, Any]:
+    """Return random images of the evaluated split, one of each class, and the training images nearest to each by cosine.
+
+    Returns:
+        {split: its name, queries: rows of the split, raw_pixels and trained: for each query, rows of the training images}.
+    """
+    data = parts.dataset
+    split = "val" if cfg.train_on == "train" else "test"
+    bank = torch.arange(len(data.labels))
+    bank = bank[~torch.isin(bank, data.val_rows)] if split == "val" else bank
+    bank = bank[:: -(-len(bank) // SHOWN_BANK)]
+    images, labels = data.split(split)
+    order = permutation(0, 0, len(labels))  # files of one name can be of one source
+    first = order[np.unique(labels[order].numpy(), return_index=True)[1]]
+    queries = first[:SHOWN] if len(first) > 1 else order[:SHOWN]
+    found: dict[str, Any] = {"split": split, "queries": queries.tolist()}
+    for of, module in (("raw_pixels", None), ("trained", parts.method.modules_to_probe()["h"])):
+        features, wanted = (
+            pixels(x) if module is None else parts.embed(module, x, "embed, neighbours") for x in (data.images[bank], images[queries])
+        )
+        nearest = knn.search(features, wanted, k=min(SHOWN_NEAREST, len(bank)), metrics=("cosine",))["cosine"]
+        found[of] = bank[nearest.rows].tolist()
+    return found
 
 
 def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:

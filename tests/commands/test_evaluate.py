@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,31 @@ def test_diagnosing_leaves_the_method_as_it_is_and_needs_no_label(tiny: list[str
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.method.state_dict().items())
     parts.dataset.labels.zero_()
     assert evaluate.diagnose(cfg, parts) == found
+
+
+@pytest.mark.parametrize("train_on", ["train+val", "train"])
+def test_neighbours_are_the_nearest_training_images_of_one_image_per_class(tiny: list[str], train_on: str) -> None:
+    cfg = config.load("pretrain", [*tiny, f"train_on={train_on}"])
+    parts = build.build(cfg)
+    before = {name: tensor.clone() for name, tensor in parts.method.state_dict().items()}
+    found = evaluate.neighbours(cfg, parts)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in parts.method.state_dict().items())
+    data, split = parts.dataset, {"train+val": "test", "train": "val"}[train_on]
+    images, labels = data.split(split)
+    assert found["split"] == split
+    queries = found["queries"]
+    assert labels[queries].tolist() == list(range(8))
+    similarity = torch.cosine_similarity(images[queries].flatten(1).double()[:, None], data.images.flatten(1).double()[None], dim=2)
+    if train_on == "train":
+        similarity[:, data.val_rows] = -1.0
+    assert found["raw_pixels"] == similarity.topk(6).indices.tolist()
+    assert not set(np.ravel(found["trained"])) & set(data.val_rows.tolist() if train_on == "train" else [])
+
+
+def test_neighbours_of_images_without_classes_are_of_several_images(tiny: list[str]) -> None:
+    parts = build.build(cfg := config.load("pretrain", tiny))
+    one = replace(parts.dataset, test_labels=torch.zeros_like(parts.dataset.test_labels))
+    assert len(set(evaluate.neighbours(cfg, replace(parts, dataset=one))["queries"])) == 8
 
 
 def test_projections_are_evaluated_after_training_and_again_from_the_checkpoint(

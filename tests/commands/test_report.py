@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny as small
 
 from twoviews import build, config, runs
 from twoviews.cli import main
-from twoviews.report import html
+from twoviews.data import dataset
+from twoviews.report import html, plots
 
 
 class Links(HTMLParser):
@@ -44,7 +47,7 @@ def test_the_report_is_one_file_with_command_tables_and_pictures(finished: Path)
     links = Links()
     links.feed(page)
     pictures = [value for name, value in links.found if name == "src"]
-    assert len(pictures) == 3 + 2, "loss, kNN and views; the confusion matrices of two probes"
+    assert len(pictures) == 4 + 2, "neighbours, loss, kNN and views; the confusion matrices of two probes"
     assert all(value.startswith("data:image/png;base64,") and len(value) > 2000 for value in pictures)
     assert [name for name, value in links.found if not value.startswith("data:")] == []  # no external request
     assert not re.search(r"@import|url\(", page)
@@ -67,7 +70,7 @@ def test_x2_names_in_the_report_are_escaped(tmp_path: Path, finished: Path, monk
                 content["classes"][:3] = ['"><img src=x>', "<script>alert(2)</script>", "../../x"]
             folder.write(name, content)
         folder.log(runs.read_metrics(finished))
-        html.write(folder, parts.views, parts.images, parts.dataset.classes)
+        html.write(folder, parts.views, parts.dataset)
     page = (path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert "<img src=x" not in page
@@ -84,3 +87,31 @@ def test_the_command_writes_the_report_again(finished: Path, rewritten: Path) ->
 def test_c7_a_report_is_written_from_what_a_kill_left_of_the_metrics(finished: Path, rewritten: Path) -> None:
     assert len(runs.read_metrics(rewritten)) == len(runs.read_metrics(finished)) - 1
     assert (rewritten / "report.html").is_file()
+
+
+def test_the_picture_of_neighbours_is_the_one_in_the_report(finished: Path) -> None:
+    picture = (finished / "neighbours.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert base64.b64encode(picture).decode() in (finished / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_report_of_a_run_from_before_there_were_neighbours_is_written(rewritten: Path) -> None:
+    summary = small.summary(rewritten)
+    with runs.RunFolder(rewritten) as folder:
+        folder.write(runs.SUMMARY, {key: value for key, value in summary.items() if key not in ("neighbours", "sha256")})
+    assert main(["report", "run=latest", f"runs_dir={rewritten.parent}", "threads=1", "device=cpu"]) == 0
+    assert "Nearest neighbours" not in (rewritten / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_neighbour_of_another_class_is_framed_and_counted() -> None:
+    data = dataset.load("fashion_mini", None)
+    of = {kind: int(np.flatnonzero(data.labels == kind)[0]) for kind in range(2)}
+    query = int(np.flatnonzero(data.test_labels == 0)[0])
+    found = {"split": "test", "queries": [query], "raw_pixels": [[of[1], of[1]]], "trained": [[of[0], of[1]]]}
+    (axes,) = plots.neighbours_grid(found, data).axes
+    written = [text.get_text() for text in axes.texts]
+    assert "nearest by raw pixels: 0 of 2 of the same class" in written
+    assert "nearest by the trained encoder: 1 of 2 of the same class" in written
+    assert len(axes.images) == 5
+    crosses = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "x"]
+    assert [int(x - left) for x, left in zip(crosses, (1.5, 1.5, 4.0), strict=True)] == [0, 1, 1]

@@ -14,6 +14,9 @@ from command_helpers import refused
 
 from twoviews import runs
 from twoviews.cli import main
+from twoviews.probes.protocols import protocol
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +63,54 @@ def test_runs_compare_gives_mean_and_sample_deviation_over_seeds(capsys: pytest.
     accuracies = [100 * headline(path) for path in two_seeds.iterdir()]
     assert len(accuracies) == 2
     expected = f"{np.mean(accuracies):.1f} ± {np.std(accuracies, ddof=1):.1f}"
-    for form, cell in (("markdown", f"| {expected} |"), ("csv", f",{expected},"), ("latex", " " + expected.replace("±", r"$\pm$") + " &")):
+    for form, cell in (("markdown", f"| {expected} |"), ("latex", " " + expected.replace("±", r"$\pm$") + " &")):
         assert main(["runs", "compare", f"runs_dir={two_seeds}", f"format={form}"]) == 0
         assert cell in capsys.readouterr().out, form
     assert main(["runs", "compare", f"runs_dir={two_seeds}"]) == 0
     head, _, row = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
     assert dict(zip(head, row, strict=False))["seeds"] == "2"
+
+
+def complete(capsys: pytest.CaptureFixture[str], runs_dir: Path) -> list[dict[str, str]]:
+    capsys.readouterr()
+    assert main(["runs", "compare", "format=csv", f"runs_dir={runs_dir}"]) == 0
+    return list(csv.DictReader(capsys.readouterr().out.splitlines()))
+
+
+def test_runs_compare_as_csv_has_every_protocol_and_baseline_with_its_origin(capsys: pytest.CaptureFixture[str], two_seeds: Path) -> None:
+    summaries = {small.summary(path)["seed"]: small.summary(path) for path in two_seeds.iterdir()}
+    rows = complete(capsys, two_seeds)
+    assert list(rows[0]) == (ROOT / "results/cifar10_jpeg.csv").read_text().splitlines()[0].split(","), "results/ has the same columns"
+    assert len(rows) == len(summaries[0]["evaluations"])
+    for printed, first, second in zip(rows, summaries[0]["evaluations"], summaries[1]["evaluations"], strict=True):
+        accuracies = [100 * first["accuracy"], 100 * second["accuracy"]]
+        expected = {"protocol": protocol(first), "mean": f"{np.mean(accuracies):.1f}", "std": f"{np.std(accuracies, ddof=1):.1f}"}
+        expected |= {"of": first["of"], "features": first["features"], "split": "test", "runs": "2", "seeds": "0; 1"}
+        assert expected.items() <= printed.items()
+    origins = [runs.read_json(path, runs.MANIFEST) for path in two_seeds.iterdir()]
+    assert "(cut at step 2 of " in rows[0]["epochs"]
+    assert rows[0]["training_s"] == f"{np.mean([s['train']['seconds'] for s in summaries.values()]):.0f}"
+    assert rows[0]["machine"] == origins[0]["machine"]
+    assert rows[0]["torch"] == origins[0]["versions"]["torch"]
+    assert rows[0]["command"] in [origin["command"] for origin in origins]
+
+
+def test_runs_compare_as_csv_joins_different_origins_and_counts_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, two_seeds: Path
+) -> None:
+    shutil.copytree(two_seeds, tmp_path / "runs")
+    paths = {small.summary(path)["seed"]: path for path in (tmp_path / "runs").iterdir()}
+    for seed, path in paths.items():
+        origin = {"commit": f"c{seed}", "machine": "one", "versions": {"torch": "2"}, "precision": None, "command": f"of {seed}"}
+        with runs.RunFolder(path) as folder:
+            folder.write(runs.MANIFEST, origin)
+            summary = small.summary(path)
+            folder.write(runs.SUMMARY, summary | {"evaluations": summary["evaluations"][: 3 - seed]})
+    both, *_, single = complete(capsys, tmp_path / "runs")
+    assert [both[key] for key in ("commit", "machine", "torch", "precision", "command")] == ["c0; c1", "one", "2", "", "of 0"]
+    assert (single["runs"], single["std"], single["seeds"], single["commit"]) == ("1", "", "0", "c0")
+    (paths[0] / runs.MANIFEST).unlink()
+    assert complete(capsys, tmp_path / "runs")[0]["commit"] == "c1"
 
 
 def test_runs_best_shows_the_run_with_the_highest_accuracy(capsys: pytest.CaptureFixture[str], two_seeds: Path) -> None:

@@ -1,4 +1,4 @@
-"""Plant known faults in copies of the package, one at a time: each must fail a test.
+"""Plant typical mistakes in copies of the package, one at a time: each must fail a test.
 
     python tests/mutants [part of a name]
 

@@ -3,6 +3,20 @@
 from mutants.mutant import Mutant
 
 MUTANTS = [
+    Mutant(
+        "an image of val is its own neighbour",
+        "evaluate.py",
+        'bank = bank[~torch.isin(bank, data.val_rows)] if split == "val" else bank',
+        "pass",
+        "test_neighbours_are_the_nearest_training_images_of_one_image_per_class",
+    ),
+    Mutant(
+        "a neighbour of another class is not marked",
+        "report/plots.py",
+        "wrong=several and not same[column - len(rows)]",
+        "wrong=several and same[column - len(rows)]",
+        "commands/test_report.py",
+    ),
     # features
     Mutant("probe in train mode", "probes/embed.py", "    module.eval()", "    module.train()", "probes/test_embed.py"),
     Mutant("modes not restored", "probes/embed.py", "part.training = mode", "part.training = False", "probes/test_embed.py"),

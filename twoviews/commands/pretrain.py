@@ -106,13 +106,14 @@ def _train_and_evaluate(cfg: Config, parts: build.Parts, probes: tuple[str, ...]
         "evaluations": rows,
         "classes": list(parts.dataset.classes),
         "diagnostics": evaluate.diagnose(cfg, parts),
+        "neighbours": evaluate.neighbours(cfg, parts),
         "wall_seconds": round(earlier + time.perf_counter() - began, 1),
     }
     folder.write(runs.SUMMARY, summary)
     print(accuracy_table(summary))
     seconds, speed = trained["seconds"], trained["views_per_s"]
     print(f"\ntraining {seconds:.0f} s at {speed:,.0f} views/s; everything {summary['wall_seconds']:.0f} s; {folder.path}")
-    html.write(folder, parts.views, parts.images, parts.dataset.classes)
+    html.write(folder, parts.views, parts.dataset)
     if cfg.table:
         print(f"\n{formats.markdown(tables.TABLES[cfg.table]([(summary, cfg)]))}")
     return 0

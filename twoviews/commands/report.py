@@ -17,5 +17,5 @@ def run(cfg: Config) -> int:
         here = {"data_dir": cfg.data_dir or stored["data_dir"], "init": None, "device": cfg.device, "threads": cfg.threads}
         parts = build.build(Config({**cfg, **stored, **here}))
         runs.check_data(path, parts.dataset.digest)
-        html.write(folder, parts.views, parts.images, parts.dataset.classes)
+        html.write(folder, parts.views, parts.dataset)
     return 0

@@ -1,8 +1,13 @@
-"""`twoviews runs [list|best|compare|<table>]`: all runs, the best of each data set, mean ± std over seeds, or a reference table."""
+"""`twoviews runs [list|best|compare|<table>]`: all runs, the best of each data set, mean ± std over seeds, or a reference table.
+
+`twoviews runs compare format=csv` prints the complete numbers instead: every protocol and every baseline, with the origin of each number.
+"""
 
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from twoviews import runs
@@ -14,10 +19,12 @@ from twoviews.runs.tables import Row, headline, linear, mean_std, percent
 def run(cfg: Config) -> int:
     """Print one table of the runs in `runs_dir`."""
     folder = Path(cfg.runs_dir)
+    complete = cfg.view == "compare" and cfg.format == "csv"
     found, finished = [], []
     for path in runs.folders(folder):
         try:
             summary, stored = runs.read_json(path, runs.SUMMARY), runs.read_config(path)
+            summary |= {"manifest": runs.read_json(path, runs.MANIFEST)} if complete and summary else {}
         except ValueError as error:  # one damaged run must not hide the others
             print(f"skipped: {error}", file=sys.stderr)
             continue
@@ -28,7 +35,8 @@ def run(cfg: Config) -> int:
     if cfg.view in tables.TABLES:
         rows = tables.TABLES[cfg.view](finished)
     else:
-        rows = _compare(finished) if cfg.view == "compare" else {"list": _list, "best": _best}[cfg.view](found)
+        compare = _complete if complete else _compare
+        rows = compare(finished) if cfg.view == "compare" else {"list": _list, "best": _best}[cfg.view](found)
     if not rows:
         raise ValueError(f"runs_dir={folder}: {len(found)} runs, none finished: to finish one: twoviews pretrain resume=<folder>")
     print({"markdown": formats.markdown, "csv": formats.csv, "latex": formats.latex}[cfg.format](rows))
@@ -69,6 +77,42 @@ def _compare(finished: list[tables.Run]) -> list[Row]:
     return rows
 
 
+def _complete(finished: list[tables.Run]) -> list[Row]:
+    """Return one row per group of runs that differ only in the seed, protocol, and evaluated features, with the origin of the number."""
+    from twoviews.probes.protocols import protocol  # imports torch, which the other tables do not need
+
+    rows = []
+    for pairs in tables.groups(finished):
+        group = sorted((summary for summary, _ in pairs), key=lambda s: s["seed"])
+        cells: dict[tuple[str, ...], list[tuple[dict[str, Any], float]]] = {}
+        for summary in group:
+            for row in summary["evaluations"]:
+                key = (row["split"], protocol(row), row["features"], row["of"])
+                cells.setdefault(key, []).append((summary, 100 * row["accuracy"]))
+        for (split, name, features, of), cell in cells.items():
+            members, accuracies = [summary for summary, _ in cell], [accuracy for _, accuracy in cell]
+            first, trained, origins = members[0], [s["train"] for s in members], [s["manifest"] for s in members]
+            rows.append(
+                {"recipe": first["recipe"], "data": first["dataset"], "split": split, "method": first["method"]}
+                | {"uses_labels": str(first["uses_labels"]).lower(), "backbone": first["backbone"]}
+                | {"epochs": tables.epochs(first), "batch": str(first["batch_size"])}
+                | {"protocol": name, "features": features, "of": of, "mean": f"{mean(accuracies):.1f}"}
+                | {"std": f"{stdev(accuracies):.1f}" if len(cell) > 1 else "", "runs": str(len(cell))}
+                | {"seeds": _joined(s["seed"] for s in members)}
+                | {"training_s": f"{mean(t['seconds'] for t in trained):.0f}"}
+                | {"views_per_s": f"{mean(t['views_per_s'] for t in trained):.0f}"}
+                | {key: _joined(origin.get(key) for origin in origins) for key in ("commit", "machine", "precision")}
+                | {"torch": _joined(origin.get("versions", {}).get("torch") for origin in origins)}
+                | {"command": origins[0].get("command", "")}
+            )
+    return rows
+
+
+def _joined(values: Iterable[Any]) -> str:
+    """Return the different values that are known, in their order."""
+    return "; ".join(dict.fromkeys(str(value) for value in values if value is not None))
+
+
 def _row(path: Path, summary: dict[str, Any]) -> Row:
     if not summary:
         logged = runs.read_metrics(path)
@@ -92,6 +136,6 @@ def _columns(summary: dict[str, Any]) -> Row:
         "data": f"{summary['dataset']}, {tables.split(summary)}",
         "method": summary["method"] + (" (uses labels)" if summary["uses_labels"] else ""),
         "backbone": summary["backbone"],
-        "epochs": str(summary["epochs"]),
+        "epochs": tables.epochs(summary),
         "batch": str(summary["batch_size"]),
     }

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 
-from twoviews.data import cifar, idx
+from twoviews.data import cells, cifar, idx
 from twoviews.data.arrays import Arrays
 
 READERS: dict[str, Callable[[str | None], Arrays]] = {
@@ -13,4 +13,5 @@ READERS: dict[str, Callable[[str | None], Arrays]] = {
     "cifar100": cifar.read100,
     "fashion_mnist": idx.read,
     "fashion_mini": idx.read_mini,
+    "blood_cells": cells.read,
 }

@@ -1,25 +1,22 @@
 """`report.html`: one file with the command, the accuracies, the curves, and images with their views."""
 
-from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from torch import Tensor
-
 from twoviews import runs
+from twoviews.data.dataset import Dataset
 from twoviews.probes import protocols
 from twoviews.report.text import KINDS
 from twoviews.views import Views
 
 
-def write(folder: runs.RunFolder, views: Views, images: Tensor, classes: Sequence[str]) -> None:
-    """Write `report.html` of a finished run; without the extra `report`, print what to install.
+def write(folder: runs.RunFolder, views: Views, data: Dataset) -> None:
+    """Write `report.html` and `neighbours.png` of a finished run; without the extra `report`, print what to install.
 
     Args:
         folder: of the run.
         views: whose augmentation is shown on some of the images.
-        images: (N, C, H, W) uint8.
-        classes: names, for the confusion matrix.
+        data: that the run was trained on.
     """
     try:
         import jinja2
@@ -32,20 +29,25 @@ def write(folder: runs.RunFolder, views: Views, images: Tensor, classes: Sequenc
     metrics = runs.read_metrics(folder.path)
     source = resources.files("twoviews").joinpath("report/report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    picture = plots.png(plots.neighbours_grid(summary["neighbours"], data)) if "neighbours" in summary else None  # 0.1.0 had none
     html = environment.from_string(source).render(
         summary=summary,
         manifest=manifest,
         run=folder.path.name,
         rows=_rows(summary),
-        loss=plots.data_uri(plots.loss_curve(metrics)),
-        knn=plots.data_uri(plots.knn_curve(metrics, summary)),
-        views=plots.data_uri(plots.views_grid(views, images)),
-        confusions=[(name, plots.data_uri(plots.confusion_matrix(row, classes))) for name, row in _headlines(summary)],
+        neighbours=picture and plots.data_uri(picture),
+        loss=plots.data_uri(plots.png(plots.loss_curve(metrics))),
+        knn=plots.data_uri(plots.png(plots.knn_curve(metrics, summary))),
+        views=plots.data_uri(plots.png(plots.views_grid(views, data.images))),
+        confusions=[(name, plots.data_uri(plots.png(plots.confusion_matrix(row, data.classes)))) for name, row in _headlines(summary)],
         diagnostics=summary["diagnostics"],
         config=(folder.path / runs.CONFIG).read_text(encoding="utf-8"),
     )
     folder.write(runs.REPORT, html)
     print(f"report: {folder.path / runs.REPORT}")
+    if picture:
+        folder.write(runs.NEIGHBOURS, picture)
+        print(f"nearest neighbours, also in the report: {folder.path / runs.NEIGHBOURS}")
 
 
 def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:

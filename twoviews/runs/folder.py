@@ -22,7 +22,8 @@ from twoviews.runs.lock import lock
 from twoviews.runs.metrics import METRICS
 
 CONFIG, MANIFEST, SUMMARY = "config.yaml", "manifest.json", "summary.json"
-BACKBONE, REPORT, REPLAY, TRACE = "backbone.safetensors", "report.html", "replay.json", "trace.json"
+BACKBONE, REPLAY, TRACE = "backbone.safetensors", "replay.json", "trace.json"
+REPORT, NEIGHBOURS = "report.html", "neighbours.png"
 LAST, PREVIOUS, DAMAGED = "checkpoint", "checkpoint.previous", "checkpoint.damaged"
 
 CHECKSUM = "# sha256 of what follows: "  # the first line of a configuration, so that a truncated file still has it

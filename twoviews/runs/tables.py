@@ -40,14 +40,14 @@ def p3i0t(found: Sequence[Run]) -> list[Row]:
     for group in groups(found):
         summary, config = group[0]
         name, accuracies = _nearest_probe(group)
-        setting = (summary["method"], summary["backbone"], summary["dataset"].removesuffix(" (JPEG copy)"), _epochs(summary))
+        setting = (summary["method"], summary["backbone"], summary["dataset"].removesuffix(" (JPEG copy)"), epochs(summary))
         rows.append(
             {
                 "Evaluation": name,
                 "Batch Size": str(summary["batch_size"]),
                 "Backbone": summary["backbone"],
                 "Projection Dim": str(config.get("out_dim", "-")),
-                "Training Epochs": _epochs(summary),
+                "Training Epochs": epochs(summary),
                 "Memory": f"{max(s['train']['peak_bytes'] for s, _ in group) / 2**30:.1f}G",
                 "Training Time / Epoch": f"{_seconds(group)} s",
                 "Test Acc": mean_std(accuracies),
@@ -111,7 +111,7 @@ def _dkobak(found: Sequence[Run], *columns: str) -> list[Row]:
         summary, config = group[0]
         rate = config["base_learning_rate"] if config["learning_rate"] is None else config["learning_rate"]
         minutes = mean_std([s["train"]["seconds"] / 60 for s, _ in group])
-        cells = {"Backbone": summary["backbone"], "Batch": str(summary["batch_size"]), "Epochs": _epochs(summary), "LR": f"{rate:g}"}
+        cells = {"Backbone": summary["backbone"], "Batch": str(summary["batch_size"]), "Epochs": epochs(summary), "LR": f"{rate:g}"}
         cells |= {"Sec/epoch": _seconds(group), "Time": f"{minutes} min"}
         cells |= {"Loss/batch": mean_std([s["train"]["loss"] for s, _ in group], 2)}
         cells |= {name: _mean_std_of(group, *fields) for name, fields in PROBES.items()}
@@ -149,7 +149,8 @@ def _schedule_name(schedule: str, floor: float) -> str:
     return f"Cosine Annealing (to min lr = {floor:g})" if schedule == "cosine" else schedule
 
 
-def _epochs(summary: dict[str, Any]) -> str:
+def epochs(summary: dict[str, Any]) -> str:
+    """Return the number of epochs, with a remark where a run was cut short."""
     steps, planned = summary["train"]["steps"], summary["train"].get("planned_steps")
     return str(summary["epochs"]) + (f" (cut at step {steps} of {planned})" if planned and steps < planned else "")
 
