@@ -3,7 +3,7 @@
 from mutants.mutant import Mutant
 
 MUTANTS = [
-    Mutant("bundled images lie on their side", "data/cells.py", "transpose(0, 2, 4, 1, 3)", "transpose(0, 2, 4, 3, 1)", "data/test_cells.py"),
+    Mutant("bundled images are transposed", "data/cells.py", "transpose(0, 2, 4, 1, 3)", "transpose(0, 2, 4, 3, 1)", "data/test_cells.py"),
     # splits and batches
     Mutant("val stays in train", "data/dataset.py", "rest[self.val_rows] = False", "rest[self.val_rows] = True", "data/test_dataset.py"),
     Mutant(
