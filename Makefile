@@ -12,7 +12,7 @@ demo: .venv/.demo  ## SimCLR on the bundled blood cells, evaluation and report.h
 	@echo "What to try next (activate the environment first: source .venv/bin/activate):"
 	@echo "  open the report.html named above      nearest neighbours, accuracies, curves, and the views"
 	@echo "  twoviews pretrain recipe=cifar_thin   CIFAR-10, downloaded once; about ten minutes on two cores"
-	@echo "  twoviews pretrain dataset=folder data_dir=my_images image_size=32"
+	@echo "  twoviews pretrain recipe=cifar_thin dataset=folder data_dir=my_images image_size=32"
 	@echo "  twoviews evaluate probes=reference    evaluate this run by more probes"
 	@echo "  twoviews pretrain --help              every key, recipe, method, data set and backbone"
 

@@ -1,9 +1,9 @@
-"""Write the file tree in README.md: every module of the package with the first sentence of its docstring.
+"""Write the file tree in docs/architecture.md: every module of the package with the first sentence of its docstring.
 
-    python scripts/tree.py          # write it between the markers in README.md
+    python scripts/tree.py          # write it between the markers in docs/architecture.md
     python scripts/tree.py --print  # print it
 
-A test compares README.md with what this script prints, so nobody edits the tree by hand.
+A test compares the page with what this script prints, so nobody edits the tree by hand.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "twoviews"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs/architecture.md"
 BEGIN, END = "<!-- tree: python scripts/tree.py -->\n```text\n", "```\n<!-- end of tree -->\n"
-WIDTH, COLUMN = 116, 24  # of a line, and where its text starts
+WIDTH, COLUMN = 88, 24  # of a line, and where its text starts
+LONGEST = 92  # characters of a text, on one line or two
 
 # The order of the data flow; what is not named here follows in alphabetical order.
 ORDER = ["cli", "commands", "config", "build", "train", "evaluate", "methods", "models", "losses", "optim"]
@@ -48,7 +50,7 @@ def summary(path: Path) -> str:
     start = "START HERE. " if text.startswith("START HERE. ") else ""
     text = start + text.removeprefix(start).partition(". ")[0].rstrip(".")
     for sign in ("; ", ": ", ", "):  # shorten
-        while len(text) > WIDTH - COLUMN and sign in text and not text.rpartition(sign)[0].endswith("`"):
+        while len(text) > LONGEST and sign in text and not text.rpartition(sign)[0].endswith("`"):
             text = text.rpartition(sign)[0]
     return text
 
@@ -73,7 +75,9 @@ def lines(folder: Path, indent: str) -> Iterator[str]:
     """Yield the lines of a folder's members."""
     for path in members(folder):
         name = f"{indent}{path.name}{'/' * path.is_dir()}"
-        yield f"{name:<{COLUMN}}{summary(path)}"
+        first, *rest = textwrap.wrap(summary(path), WIDTH - COLUMN)
+        yield f"{name:<{COLUMN}}{first}"
+        yield from (" " * COLUMN + line for line in rest)
         if path.is_dir():
             yield from lines(path, indent + "  ")
 
@@ -89,13 +93,13 @@ def main() -> int:
     if "--print" in sys.argv[1:]:
         print(tree(), end="")
         return 0
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        print(f"{README}: the markers {BEGIN.splitlines()[0]} and {END.splitlines()[1]} are missing", file=sys.stderr)
+        print(f"{PAGE}: the markers {BEGIN.splitlines()[0]} and {END.splitlines()[1]} are missing", file=sys.stderr)
         return 1
-    README.write_text(before + BEGIN + tree() + END + after, encoding="utf-8")
+    PAGE.write_text(before + BEGIN + tree() + END + after, encoding="utf-8")
     return 0
 
 

@@ -5,6 +5,8 @@ To store the losses of a new method, or after a change that is meant to change t
 
     <method>.yaml   every science key of its first recipe, as it was when the losses were first stored; tuning a recipe changes nothing
     <method>.json   the losses
+
+The same command stores the values of all recipes, which config/test_recipes.py compares, and prints those that changed.
 """
 
 from __future__ import annotations
@@ -83,7 +85,20 @@ def test_every_stored_file_belongs_to_a_method() -> None:
     assert {path.stem for path in STORED.glob("*.json")} - {"recipes"} == set(METHODS)
 
 
+def store_recipes() -> None:
+    """Write the values of every recipe to recipes.json, and print which of them are new or changed."""
+    path = STORED / "recipes.json"
+    before, now = (
+        json.loads(path.read_text()),
+        {name: dict(config.load("pretrain", [f"recipe={name}"])) for name in schema.RULES["recipe"].choices},
+    )
+    path.write_text("{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(now[name], sort_keys=True)}" for name in sorted(now)) + "\n}\n")
+    changed = [name for name in {*before, *now} if before.get(name) != now.get(name)]
+    print(f"recipes.json: {', '.join(sorted(changed)) or 'as before'}")
+
+
 if __name__ == "__main__":
+    store_recipes()
     for name in sys.argv[1:] or METHODS:
         file = STORED / f"{name}.yaml"
         values = {**science(name), **(yaml.safe_load(file.read_text()) if file.is_file() else {})}  # stored values win

@@ -237,7 +237,16 @@ def test_a_summary_is_never_beside_the_weights_of_another_step(
 
 def test_a_finished_run_has_its_files_and_no_others(finished: Path) -> None:
     names = {path.name for path in finished.iterdir() if not path.name.startswith(".")} - {"checkpoint.previous"}
-    assert names == {"config.yaml", "manifest.json", "metrics.jsonl", "checkpoint", "backbone.safetensors", "summary.json", "report.html"}
+    assert names == {
+        "config.yaml",
+        "manifest.json",
+        "metrics.jsonl",
+        "checkpoint",
+        "backbone.safetensors",
+        "summary.json",
+        "report.html",
+        "neighbours.png",
+    }
     assert re.fullmatch(r"fashion_thin-fashion_mnist-thin16-\d{8}-\d{6}-[0-9a-f]{6}", finished.name)
 
 

@@ -47,6 +47,18 @@ def test_fewer_steps_than_were_run_are_refused(cut_short: Path, capsys: pytest.C
     assert (cut_short / runs.METRICS).read_bytes() == before
 
 
+def test_resume_latest_continues_the_newest_unfinished_run(
+    cut_short: Path, few: Path, straight: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs_dir = cut_short.parent
+    assert main(["pretrain", "resume=latest", f"runs_dir={runs_dir}"]) == 2
+    assert f"resume=latest: no unfinished run in {runs_dir}; {runs_dir} holds {cut_short.name}\n" in capsys.readouterr().err
+    (cut_short / runs.SUMMARY).unlink()
+    assert main(["pretrain", *words(few, runs_dir, "max_steps=1", "seed=1")]) == 0  # newer, but finished
+    assert main(["pretrain", "resume=latest", f"runs_dir={runs_dir}", "max_steps=null"]) == 0
+    assert differences(result(cut_short), straight) == []
+
+
 def test_a_resumed_run_adds_up_the_time_of_its_processes_and_keeps_its_other_evaluations(cut_short: Path) -> None:
     first = small.summary(cut_short)
     assert main(["evaluate", f"run={cut_short}", "probes=knn_euclidean"]) == 0

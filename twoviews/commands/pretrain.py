@@ -57,7 +57,8 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
         cfg.given = given
     with contextlib.ExitStack() as stack:
         if cfg.resume:
-            path = runs.find(cfg.resume, Path(cfg.runs_dir))
+            runs_dir = Path(cfg.runs_dir)
+            path = runs.newest_unfinished(runs_dir) if cfg.resume == "latest" else runs.find(cfg.resume, runs_dir)
             folder = stack.enter_context(runs.RunFolder(path))  # before the data are read: a second process stops at once
             cfg = _resumed(cfg, path)
             probes = protocols.parse(cfg.probes, cfg.solver)

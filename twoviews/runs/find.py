@@ -41,6 +41,18 @@ def find(run: str, runs_dir: Path, **like: Any) -> Path:
     raise ValueError(f"run=latest: no finished run in {runs_dir} with {wanted}; existing runs: {'; '.join(existing)}: choose one with run=")
 
 
+def newest_unfinished(runs_dir: Path) -> Path:
+    """Return the folder of the newest run that was not evaluated to its end, which `resume=latest` continues.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    unfinished = [path for path in folders(runs_dir) if not (path / SUMMARY).is_file()]
+    if not unfinished:
+        raise ValueError(f"resume=latest: no unfinished run in {runs_dir}{_listing(runs_dir)}")
+    return unfinished[-1]
+
+
 def epoch_file(path: Path, epoch: int) -> Path:
     """Return the weights that a run saved after an epoch (`log_interval`).
 
