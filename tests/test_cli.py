@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -86,3 +87,16 @@ def test_x3_the_tests_cannot_reach_the_network(tmp_path: Path) -> None:
     script = "import socket; socket.create_connection(('127.0.0.1', 9))"
     done = subprocess.run([sys.executable, "-c", script], env=small.environment(tmp_path), capture_output=True, text=True, timeout=60)
     assert "RuntimeError: a test tried to reach the network" in done.stderr
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)])
+def test_idle_threads_wait_actively_for_a_short_time_only_unless_the_user_decides(
+    given: dict[str, str], expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # restored at the end, also if a command sets it
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert main(["runs", f"runs_dir={tmp_path}"]) == 2
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

@@ -29,6 +29,7 @@ USAGE = """usage: twoviews <verb> key=value ...
 """
 
 DIVERGED, INTERRUPTED = 3, 130
+SPIN = "10000"  # turns that an idle OpenMP thread waits actively, in place of 300,000: docs/performance.md
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,6 +124,8 @@ def _dispatch(read: Callable[[], tuple[str, list[str], list[str] | None]], argv:
 def _run(verb: str, cfg: config.Config) -> int:
     from twoviews import runs
 
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when torch is imported
     try:
         run = cfg.get("resume") or cfg.get("run")
         if run and run != "latest":  # before torch is imported: a wrong name, or a run in use, is reported at once
