@@ -3,6 +3,13 @@
 from mutants.mutant import Mutant
 
 MUTANTS = [
+    Mutant(
+        "the user's OpenMP policy is overridden",
+        "cli.py",
+        'if "OMP_WAIT_POLICY" not in os.environ:',
+        "if True:",
+        "test_idle_threads_wait_actively_for_a_short_time_only_unless_the_user_decides",
+    ),
     Mutant("+key accepted", "config/load.py", "if key != bare:", "if False:", "test_near_misses_are_told_what_to_type"),
     Mutant(
         "a wrong value is reported as the recipe's",

@@ -5,6 +5,13 @@ from mutants.mutant import Mutant
 DAMAGE = "test_c5_damage_to_a_file_of_a_run_is_reported_and_named_or_harmless"
 
 MUTANTS = [
+    Mutant(
+        "resume=latest takes a finished run",
+        "runs/find.py",
+        "if not (path / SUMMARY).is_file()]\n    if not unfinished",
+        "if (path / SUMMARY).is_file()]\n    if not unfinished",
+        "test_resume_latest_continues_the_newest_unfinished_run",
+    ),
     # locks
     Mutant(
         "a locked folder is used",
