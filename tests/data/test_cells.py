@@ -31,6 +31,12 @@ def test_the_cells_are_twelve_thousand_colour_images_in_seven_megabytes() -> Non
         cells.read("somewhere")
 
 
+def test_the_file_is_the_one_that_the_script_writes() -> None:
+    """Its digest was compared with that of a second run of the script, with Pillow 13.0, on the same archive."""
+    digest = hashlib.sha256((ASSETS / "blood_cells.jpg").read_bytes()).hexdigest()
+    assert digest in (ROOT / "scripts/make_blood_cells.py").read_text()
+
+
 def test_no_cell_is_twice_in_the_data() -> None:
     data = cells.read(None)
     digests = {hashlib.sha256(image.tobytes()).digest() for images in (data.train_images, data.test_images) for image in images}
