@@ -2,9 +2,9 @@
 
     python benchmarks/busy.py [--json FILE] [--busy 0,1] [--turns 2] [--small]
 
-Each time is the median of steps of thin32 (recipe=simclr_cifar10, batch 256 x 2, generated images), each in a process of its own; the
-settings run in turns. `ours` is
-what `twoviews` sets; `torch` is the library's own behaviour. Only libgomp, which torch uses on Linux, reads these variables.
+Each time is the median of steps of thin32 (recipe=simclr_cifar10, batch 256 x 2, generated images), each in a process of its own. The
+settings run in turns. `ours` is what `twoviews` sets, `torch` the library's own behaviour. Only libgomp, which torch uses on Linux,
+reads these variables.
 """
 
 from __future__ import annotations

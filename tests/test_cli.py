@@ -100,3 +100,11 @@ def test_idle_threads_wait_actively_for_a_short_time_only_unless_the_user_decide
         monkeypatch.setenv(name, value)
     assert main(["runs", f"runs_dir={tmp_path}"]) == 2
     assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_a_benchmark_leaves_the_waiting_of_threads_to_every_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr("twoviews.commands.bench.run", lambda cfg: 0)
+    assert main(["bench"]) == 0
+    assert "GOMP_SPINCOUNT" not in os.environ

@@ -124,7 +124,7 @@ def _dispatch(read: Callable[[], tuple[str, list[str], list[str] | None]], argv:
 def _run(verb: str, cfg: config.Config) -> int:
     from twoviews import runs
 
-    if "OMP_WAIT_POLICY" not in os.environ:
+    if verb != "bench" and "OMP_WAIT_POLICY" not in os.environ:  # a benchmark's other tools keep their own default
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when torch is imported
     try:
         run = cfg.get("resume") or cfg.get("run")
