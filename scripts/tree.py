@@ -23,7 +23,7 @@ WIDTH, COLUMN = 88, 24  # of a line, and where its text starts
 LONGEST = 92  # characters of a text, on one line or two
 
 # The order of the data flow; what is not named here follows in alphabetical order.
-ORDER = ["cli", "commands", "config", "build", "train", "evaluate", "methods", "models", "losses", "optim"]
+ORDER = ["cli", "commands", "config", "build", "train", "evaluation", "methods", "models", "losses", "optim"]
 ORDER += ["views", "data", "probes", "runs", "report", "cpu"]
 FIRST = ["base", "load", "schema", "base.yaml", "spec", "arrays", "dataset", "embed", "knn", "folder", "build"]  # in their folders
 OTHER = {

@@ -49,6 +49,13 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache folder that only this test uses."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of this process are ten times faster: see `tiny.make_fast`."""
     small.make_fast(monkeypatch.setattr)

@@ -24,7 +24,7 @@ LAYERS = [
     {"__main__"},
     {"cli", "__init__"},  # __init__ imports lazily: the names of the Python API
     {"commands"},
-    {"train", "evaluate"},
+    {"train", "evaluation"},
     {"build"},
     {"cpu", "report"},
     {"methods", "probes"},
@@ -35,7 +35,7 @@ LAYERS = [
 PARTS = [part for layer in LAYERS for part in layer]
 # What the order alone does not forbid.
 ONLY = {"methods": {"methods", "models", "losses", "distributed"}, "cli": {"config", "runs", "commands"}}
-SEE_CONFIG = {"build", "train", "evaluate", "commands", "cli"}  # `config.load`; `config.schema` says what a key is, not its value
+SEE_CONFIG = {"build", "train", "evaluation", "commands", "cli"}  # `config.load`; `config.schema` says what a key is, not its value
 
 
 def part(name: str) -> str:

@@ -14,7 +14,7 @@ import tiny as small
 import torch
 from command_helpers import PLAIN, RECIPE, cut_mini, poisoned, pretrained, protocols_only, refused, weights
 
-from twoviews import build, config, evaluate, runs, train
+from twoviews import build, config, evaluation, runs, train
 from twoviews.cli import main
 from twoviews.data import READERS
 from twoviews.data.dataset import load
@@ -130,11 +130,11 @@ def test_diagnosing_leaves_the_method_as_it_is_and_needs_no_label(tiny: list[str
     cfg = config.load("pretrain", tiny)
     parts = build.build(cfg)
     before = {name: tensor.clone() for name, tensor in parts.method.state_dict().items()}
-    found = evaluate.diagnose(cfg, parts)
+    found = evaluation.diagnose(cfg, parts)
     assert parts.method.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.method.state_dict().items())
     parts.dataset.labels.zero_()
-    assert evaluate.diagnose(cfg, parts) == found
+    assert evaluation.diagnose(cfg, parts) == found
 
 
 @pytest.mark.parametrize("train_on", ["train+val", "train"])
@@ -142,7 +142,7 @@ def test_neighbours_are_the_nearest_training_images_of_one_image_per_class(tiny:
     cfg = config.load("pretrain", [*tiny, f"train_on={train_on}"])
     parts = build.build(cfg)
     before = {name: tensor.clone() for name, tensor in parts.method.state_dict().items()}
-    found = evaluate.neighbours(cfg, parts)
+    found = evaluation.neighbours(cfg, parts)
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.method.state_dict().items())
     data, split = parts.dataset, {"train+val": "test", "train": "val"}[train_on]
     images, labels = data.split(split)
@@ -164,7 +164,7 @@ def test_neighbours_are_the_nearest_training_images_of_one_image_per_class(tiny:
 def test_neighbours_of_images_without_classes_are_of_several_images(tiny: list[str]) -> None:
     parts = build.build(cfg := config.load("pretrain", tiny))
     one = replace(parts.dataset, test_labels=torch.zeros_like(parts.dataset.test_labels))
-    assert len(set(evaluate.neighbours(cfg, replace(parts, dataset=one))["queries"])) == 8
+    assert len(set(evaluation.neighbours(cfg, replace(parts, dataset=one))["queries"])) == 8
 
 
 def test_projections_are_evaluated_after_training_and_again_from_the_checkpoint(
@@ -207,7 +207,7 @@ def test_few_labels_are_stratified_seeded_and_all_that_a_probe_sees(capsys: pyte
     assert "| low_label_finetune SGD 0.0125, 1 epochs, batch 64, 10 labels |" in out
     parts = build.build(config.load("pretrain", small.words(data, tmp_path)))
     labels, split = parts.dataset.labels, parts.dataset.split("val")
-    few = [evaluate.Evaluation(parts, split, split, split, 10, lambda: None, seed, None).labelled(labels, 0.1) for seed in (0, 0, 1)]
+    few = [evaluation.Evaluation(parts, split, split, split, 10, lambda: None, seed, None).labelled(labels, 0.1) for seed in (0, 0, 1)]
     assert torch.equal(few[0], few[1])
     assert not torch.equal(few[0], few[2])
     assert set(labels[few[0]].bincount().tolist()) <= {3, 4}
@@ -243,14 +243,14 @@ def test_a_run_is_evaluated_on_another_data_set(capsys: pytest.CaptureFixture[st
 def test_the_random_initialisation_of_a_transfer_is_the_runs_own(copy: Path, monkeypatch: pytest.MonkeyPatch, other_data: None) -> None:
     """Its first convolution is whitened on the run's images, not on those that it is evaluated on."""
     built: list[dict[str, torch.Tensor]] = []
-    modules_of = evaluate._modules
+    modules_of = evaluation._modules
 
     def watched(*args: Any) -> Any:
         modules = modules_of(*args)
         built.append(modules["random_initialisation"]["h"].state_dict())
         return modules
 
-    monkeypatch.setattr(evaluate, "_modules", watched)
+    monkeypatch.setattr(evaluation, "_modules", watched)
     argv = ["evaluate", f"run={copy}", *PLAIN, "probes=wmse"]
     assert main(argv) == main([*argv, "transfer=fashion_mini"]) == 0
     assert all(torch.equal(tensor, built[1][name]) for name, tensor in built[0].items())
@@ -316,6 +316,6 @@ def test_a_frozen_backbone_is_frozen(few: Path, tmp_path: Path, monkeypatch: pyt
         return wrapper
 
     monkeypatch.setattr(train, "monitor", watched("monitor", train.monitor, 0))
-    monkeypatch.setattr(evaluate, "evaluate", watched("evaluate", evaluate.evaluate, 1))
+    monkeypatch.setattr(evaluation, "evaluate", watched("evaluate", evaluation.evaluate, 1))
     pretrained(few, tmp_path / "runs", "probe_every=0.4", "probes=all", "probe_epochs=1", recipe=RECIPE[method])
     assert compared == ["monitor", "monitor", "evaluate"]

@@ -17,7 +17,7 @@ import tiny as small
 import torch
 from command_helpers import fail_with, pretrained, refused
 
-from twoviews import evaluate, runs, train
+from twoviews import evaluation, runs, train
 from twoviews.cli import main
 from twoviews.commands import evaluate as evaluate_command
 from twoviews.methods import METHODS
@@ -225,7 +225,7 @@ def test_a_summary_is_never_beside_the_weights_of_another_step(
     path = pretrained(few, tmp_path / "runs", "max_steps=2")
     assert small.summary(path)["train"]["steps"] == 2
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "evaluate", lambda *args, **more: fail_with(KeyboardInterrupt()))
+        patch.setattr(evaluation, "evaluate", lambda *args, **more: fail_with(KeyboardInterrupt()))
         assert main(["pretrain", f"resume={path}"]) == 130
     assert not (path / runs.SUMMARY).exists()
     assert main(["pretrain", f"resume={path}"]) == 0

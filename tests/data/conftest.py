@@ -19,13 +19,6 @@ def cifar10() -> tuple[cifar_files.Files, dict[str, np.ndarray]]:
 
 
 @pytest.fixture
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A cache folder that only this test uses."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def decodings(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> list[tuple[int, int | None]]:
     """Number of files and image size of every decoding so far."""
     return count_decodings(monkeypatch)

@@ -5,7 +5,7 @@ from mutants.mutant import Mutant
 MUTANTS = [
     Mutant(
         "an image of val is its own neighbour",
-        "evaluate.py",
+        "evaluation.py",
         'bank = bank[~torch.isin(bank, data.val_rows)] if split == "val" else bank',
         "pass",
         "test_neighbours_are_the_nearest_training_images_of_one_image_per_class",
@@ -133,14 +133,14 @@ MUTANTS = [
     # evaluation
     Mutant(
         "weight decay chosen on test",
-        "evaluate.py",
+        "evaluation.py",
         'data.split("train"), data.split("val"), data.split("test"), SEEN',
         'data.split("train"), data.split("test"), data.split("test"), SEEN',
         "test_wrong_test_labels_change_the_final_accuracy_and_nothing_else",
     ),
     Mutant(
         "tuning reads the test set",
-        "evaluate.py",
+        "evaluation.py",
         'data.split("val"), "val"',
         'data.split("test"), "val"',
         "test_with_train_on_train_the_test_set_stays_untouched",
@@ -154,28 +154,28 @@ MUTANTS = [
     ),
     Mutant(
         "trained on test images without a word",
-        "evaluate.py",
+        "evaluation.py",
         "SEEN if cfg.train_on",
         '"test" if cfg.train_on',
         "test_test_images_may_be_trained_on_without_their_labels_and_every_number_says_so",
     ),
     Mutant(
         "few labels: the weight decay is chosen on the rows of the fit",
-        "evaluate.py",
+        "evaluation.py",
         "for rows in (rest, held_out))",
         "for rows in (rest, rest))",
         "test_few_labels_are_stratified_seeded_and_all_that_a_probe_sees",
     ),
     Mutant(
         "alignment of a view with itself",
-        "evaluate.py",
+        "evaluation.py",
         "= alignment(a, b)",
         "= alignment(a, a)",
         "test_a_row_has_the_accuracy_of_each_class_and_the_summary_describes_the_features",
     ),
     Mutant(
         "the random initialisation is the trained backbone",
-        "evaluate.py",
+        "evaluation.py",
         "RANDOM: random.modules_to_probe()",
         "RANDOM: parts.method.modules_to_probe()",
         "test_init_starts_a_new_run_from_the_weights_of_another",
@@ -189,7 +189,7 @@ MUTANTS = [
     ),
     Mutant(
         "old rows of the same protocol are kept",
-        "evaluate.py",
+        "evaluation.py",
         "if same(row) not in replaced]",
         "]",
         "test_evaluate_latest_replaces_rows_of_its_protocols_and_adds_others",

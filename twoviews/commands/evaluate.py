@@ -7,7 +7,7 @@ from twoviews import build, device, runs
 from twoviews.config import Config
 from twoviews.config.schema import keys
 from twoviews.data.dataset import load, with_channels
-from twoviews.evaluate import evaluate, merged
+from twoviews.evaluation import evaluate, merged
 from twoviews.probes import protocols
 from twoviews.report.text import accuracy_table
 from twoviews.runs import checkpoint, formats, tables, weights

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from twoviews import build, config, device, evaluate, runs, train
+from twoviews import build, config, device, evaluation, runs, train
 from twoviews.config import Config
 from twoviews.config.schema import RULES, keys
 from twoviews.methods import METHODS
@@ -65,11 +65,11 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
             parts = build.build(cfg)
             runs.check_data(path, parts.dataset.digest)
             _check_backends(path, parts)
-            evaluate.check(cfg, probes, parts.dataset)
+            evaluation.check(cfg, probes, parts.dataset)
         else:
             probes = protocols.parse(cfg.probes, cfg.solver)
             parts = build.build(cfg)  # before the folder: a refused command leaves nothing behind
-            evaluate.check(cfg, probes, parts.dataset)
+            evaluation.check(cfg, probes, parts.dataset)
             text = yaml.safe_dump(dict(cfg), sort_keys=False)
             path = runs.create(Path(cfg.runs_dir), name, text, cfg.run_id, parts.dataset.digest)
             folder = stack.enter_context(runs.RunFolder(path))
@@ -88,9 +88,9 @@ def _train_and_evaluate(cfg: Config, parts: build.Parts, probes: tuple[str, ...]
         before = {}
         (folder.path / runs.SUMMARY).unlink()  # important: it describes other weights than those that follow
     folder.write(runs.BACKBONE, build.backbone_bytes(cfg, parts, folder.identity))
-    rows = evaluate.evaluate(cfg, parts, probes, data=parts.dataset, seed=cfg.seed)
+    rows = evaluation.evaluate(cfg, parts, probes, data=parts.dataset, seed=cfg.seed)
     if before:
-        rows = evaluate.merged(before["evaluations"], rows)
+        rows = evaluation.merged(before["evaluations"], rows)
     earlier = trained.pop("earlier_seconds")
     summary = {
         "recipe": cfg.recipe,
@@ -106,8 +106,8 @@ def _train_and_evaluate(cfg: Config, parts: build.Parts, probes: tuple[str, ...]
         "train": trained,
         "evaluations": rows,
         "classes": list(parts.dataset.classes),
-        "diagnostics": evaluate.diagnose(cfg, parts),
-        "neighbours": evaluate.neighbours(cfg, parts),
+        "diagnostics": evaluation.diagnose(cfg, parts),
+        "neighbours": evaluation.neighbours(cfg, parts),
         "wall_seconds": round(earlier + time.perf_counter() - began, 1),
     }
     folder.write(runs.SUMMARY, summary)

@@ -18,7 +18,7 @@ from twoviews.config.hints import did_you_mean, hint, no_such_key
 from twoviews.config.schema import CONFIG_DIR, RULES, Rule, keys, rule, show
 
 FLAGS = ("--multirun", "-m", "--cfg", "-c", "job", "--help", "-h")
-PATH_KEYS = ("resume", "init", "run", "run_id", "runs_dir", "data_dir")  # their values are taken literally
+PATH_KEYS = ("resume", "init", "run", "run_id", "runs_dir", "data_dir", "classes", "to")  # their values are taken literally
 UNSET = "???"  # OmegaConf's mark: a key that exists only where the recipe gives it a value
 
 

@@ -106,7 +106,8 @@ _data_sets = ("cifar10", "cifar100", "fashion_mnist", "fashion_mini", "blood_cel
 
 REFERENCE_TABLES = ("p3i0t", "p3i0t_settings", "dkobak", "dkobak_short", "race")
 METHODS = tuple(sorted(f.stem for f in (CONFIG_DIR.parent / "methods").glob("*.py") if f.stem not in ("__init__", "base")))
-VERBS = ("pretrain", "evaluate", "runs", "report", "bench", "doctor")
+VERBS = ("pretrain", "evaluate", "data", "embed", "runs", "report", "bench", "doctor")
+READING = ("pretrain", "evaluate", "data")  # commands that read a data set
 
 # One line per key. Its role decides which commands take it, and what may change when a run is resumed.
 RULES: dict[str, Rule] = {
@@ -116,9 +117,13 @@ RULES: dict[str, Rule] = {
         # what is trained
         recipe=Rule(str, choices=tuple(sorted(f.stem for f in (CONFIG_DIR / "recipes").glob("*.yaml")))),
         method=Rule(str, choices=METHODS),
-        dataset=Rule(str, choices=_data_sets, verbs=("pretrain", "evaluate")),
-        image_size=Rule(int, 8, 1024, null=True, verbs=("pretrain", "evaluate")),
-        on_bad=Rule(str, choices=("stop", "skip"), verbs=("pretrain", "evaluate")),
+        dataset=Rule(str, choices=_data_sets, verbs=READING),
+        image_size=Rule(int, 8, 1024, null=True, verbs=READING),
+        layout=Rule(str, choices=("auto", "classes", "splits"), verbs=READING),
+        classes=Rule(str, null=True, verbs=READING),
+        background=Rule(str, choices=("white", "gray", "black"), verbs=(*READING, "embed")),
+        value_range=Rule(float, -1e38, 1e38, null=True, items=2, pair=True, verbs=(*READING, "embed")),
+        on_bad=Rule(str, choices=("stop", "skip"), verbs=(*READING, "embed")),
         backbone=Rule(str, choices=("resnet18", "resnet34", "resnet50", "thin16", "thin32", "thin64"), verbs=("pretrain", "evaluate")),
         whiten_stem=Rule(bool),
         init=_path,
@@ -168,21 +173,23 @@ RULES: dict[str, Rule] = {
         schedule=Rule(str, choices=("cosine", "step", "constant")),
         schedule_unit=Rule(str, choices=("step", "epoch")),
         warmup_epochs=Rule(float, 0, 100_000),
-        precision=Rule(str, choices=("auto", "bf16", "fp32", "fp64"), verbs=("pretrain", "evaluate", "doctor")),
+        precision=Rule(str, choices=("auto", "bf16", "fp32", "fp64"), verbs=("pretrain", "evaluate", "embed", "doctor")),
     ),
     **_role(
         "machine",
-        ("pretrain", "evaluate", "report", "doctor"),
-        device=Rule(str, choices=("auto", "cpu", "cuda", "mps"), verbs=("pretrain", "evaluate", "report", "bench", "doctor")),
+        ("pretrain", "evaluate", "embed", "report", "doctor"),
+        device=Rule(str, choices=("auto", "cpu", "cuda", "mps"), verbs=("pretrain", "evaluate", "embed", "report", "bench", "doctor")),
         threads=Rule(int, 1, 1024, null=True),
-        compile=Rule(str, choices=("auto", True, False), verbs=("pretrain", "evaluate", "doctor")),
+        compile=Rule(str, choices=("auto", True, False), verbs=("pretrain", "evaluate", "embed", "doctor")),
     ),
     **_role(
         "output",
         ("pretrain",),
         runs_dir=Rule(str, verbs=VERBS),
-        data_dir=Rule(str, null=True, verbs=("pretrain", "evaluate", "report", "bench")),
-        run=Rule(str, verbs=("evaluate", "report")),
+        data_dir=Rule(str, null=True, verbs=("pretrain", "evaluate", "data", "embed", "report", "bench")),
+        to=Rule(str, null=True, verbs=("data", "embed")),
+        duplicates=Rule(bool, verbs=("data",)),
+        run=Rule(str, verbs=("evaluate", "embed", "report")),
         run_id=_path,
         resume=_path,
         max_steps=Rule(int, 1, null=True, verbs=("pretrain", "evaluate")),

@@ -119,7 +119,7 @@ def neighbours_grid(found: dict[str, Any], data: Dataset) -> Any:
     """Draw some images, each beside its nearest training images by raw pixels and by the trained encoder.
 
     Args:
-        found: from `evaluate.neighbours`.
+        found: from `evaluation.neighbours`.
         data: whose images they are. With several classes, neighbours of another class have a frame and a cross.
     """
     images, labels = data.split(found["split"])
