@@ -83,6 +83,11 @@ def _formats() -> tuple[dict[str, str], tuple[str, ...]]:
     return {suffix: name for suffix, name in Image.registered_extensions().items() if name in readable}, tuple(telling)
 
 
+def readable() -> tuple[str, ...]:
+    """Return the names of the formats that are tried by content: with Pillow's version, they decide what can be read here."""
+    return _formats()[1]
+
+
 def open_image(path: Path) -> ImageFile.ImageFile:
     """Return the image of a file, opened but not read, whatever its name says; close it after use.
 

@@ -5,7 +5,9 @@ import logging
 import re
 import threading
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 # The first pattern that is found in Pillow's text names the kind.
@@ -14,6 +16,7 @@ KINDS = {
     r"EXIF|Metadata Warning|Truncated File Read|[Tt]ag (offset|data)|Expecting to read": "corrupt metadata, such as EXIF data",
     r"malformed MPO": "malformed MPO file: its first image is used",
     r"Invalid APNG": "invalid animation: its first image is used",
+    r"image format is deprecated": "format that a later version of Pillow will not read",
     r"not the expected size": "icon whose size differs from its header",
 }
 
@@ -24,42 +27,41 @@ def kind(text: str) -> str:
     return next(named, f"Pillow warns: {re.sub('[0-9]+', 'N', ' '.join(text.split()))[:100]}")
 
 
-class _Listener(logging.Filter):
-    """Take what is warned about in the threads that listen; leave other threads as they are.
+class _Listener(threading.local):
+    """In the filters of Python's module `warnings`, the pattern of a text: it matches every text in a thread that listens, and keeps it.
 
     `warnings.catch_warnings` changes the filters of all threads, so threads that decode at the same time cannot use it.
-    Instead, one filter is in the list while any thread listens. In place of a regular expression it has this object,
-    whose `match` is true for every text in a thread that listens and for none in another.
+    Instead, filters with this object stay in front while any thread listens.
+
+    important: no Python code may run during a match. Python could then switch to a thread that replaces the list of
+    filters, and the C code that reads it would crash. So `match` is a method of a type in C, in both cases.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.lock = threading.Lock()
-        self.thread = threading.local()
-        self.listening = 0
-        self.filters = [("ignore", self, category, None, 0) for category in (UserWarning, RuntimeWarning)]
-        self.changed: list[Any] = []  # lists of the module `warnings` that hold our filters
+    match = "\0".__eq__  # of a thread that does not listen: no warning has this text
 
-    def match(self, text: str) -> bool:
-        """Take a warning, if this thread listens; return whether it was taken."""
-        heard: list[str] | None = getattr(self.thread, "heard", None)
-        if heard is not None:
-            heard.append(text)
-        return heard is not None
+
+class _Filters:
+    """Our filters of warnings and of Pillow's log, which are in place while any thread listens."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.listening = 0
+        self.entries = [("ignore", _listener, category, None, 0) for category in (UserWarning, RuntimeWarning, DeprecationWarning)]
+        self.changed: list[Any] = []  # lists of the module `warnings` that hold our filters
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Take what Pillow logs, which Python prints if the program has no logging of its own."""
-        return not self.match(record.getMessage())
+        return not _listener.match(record.getMessage())
 
     def start(self) -> None:
         """Count a thread in, and put our filters in front."""
         with self.lock:
             self.listening += 1
             filters: Any = warnings.filters
-            if self.filters[0] not in filters:
-                filters[:0] = self.filters
+            if self.entries[0] not in filters:
+                filters[:0] = self.entries
                 self.changed.append(filters)
-                logging.getLogger("PIL.TiffImagePlugin").addFilter(self)
+            _logger.addFilter(self.filter)
 
     def stop(self) -> None:
         """Count a thread out; after the last one, nothing of ours is left."""
@@ -68,23 +70,27 @@ class _Listener(logging.Filter):
             if self.listening:
                 return
             for filters in self.changed:
-                filters[:] = [entry for entry in filters if entry not in self.filters]
+                filters[:] = [entry for entry in filters if entry not in self.entries]
             self.changed.clear()
-            logging.getLogger("PIL.TiffImagePlugin").removeFilter(self)
+            _logger.removeFilter(self.filter)
 
 
-_listener = _Listener()
+_listener, _logger = _Listener(), logging.getLogger("PIL.TiffImagePlugin")
+_filters = _Filters()
 
 
 @contextlib.contextmanager
-def collect() -> Iterator[list[str]]:
-    """Return a list that gets the text of every warning of this thread in place of the terminal. It is safe in many threads at once."""
-    before = getattr(_listener.thread, "heard", None)
-    heard: list[str] = []
-    _listener.start()
-    _listener.thread.heard = heard
+def collect() -> Iterator[dict[str, int]]:
+    """Return a dictionary that gets the text of every warning of this thread, in place of the terminal. It is safe in many threads."""
+    before = vars(_listener).get("match")
+    heard: defaultdict[str, int] = defaultdict(count(1).__next__)  # looking up a text adds it, and returns a number that is true
+    _filters.start()
+    vars(_listener)["match"] = heard.__getitem__
     try:
         yield heard
     finally:
-        _listener.thread.heard = before
-        _listener.stop()
+        if before:
+            vars(_listener)["match"] = before
+        else:
+            del vars(_listener)["match"]
+        _filters.stop()

@@ -1,6 +1,6 @@
 """The pixels of one image file as 8-bit RGB: transparency gets a background, and wide values are scaled, never clipped silently."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,11 +11,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from twoviews.data import pillow_warnings
 from twoviews.data.formats import RAW_SUFFIXES, kind, needs, open_image
 
-__all__ = ["BACKGROUNDS", "Decoded", "Reading", "check_ranges", "decode", "decode_image", "kind"]
+__all__ = ["BACKGROUNDS", "Decoded", "Reading", "check_ranges", "decode", "decode_array", "decode_image", "kind"]
 
 BACKGROUNDS = {"white": 255, "gray": 128, "black": 0}  # the gray level behind transparent pixels
 WIDE = 65535  # the largest 16-bit value
 DARK = 8  # values that use less than this share of their range are refused: 12 bits in 16 are one sixteenth
+
+
+class _Refused(ValueError):
+    """An image whose pixels have no meaning that is sure."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,26 @@ def decode_image(image: Image.Image, reading: Reading) -> Decoded | str:
         return _with_warnings(decoded, heard)
 
 
+def decode_array(values: np.ndarray, reading: Reading) -> Decoded | str:
+    """Return an image in an array as `decode` returns that of a file, or the reason why it cannot be used.
+
+    Args:
+        values: (H, W) or (H, W, C), C 1, 3 or 4, the fourth for opacity; uint8, or wide: floats or other integers.
+        reading: see `Reading`.
+    """
+    if values.dtype == bool:
+        values = values * np.uint8(255)
+    wide = None
+    try:
+        if values.dtype != np.uint8:
+            name = "float" if values.dtype.kind == "f" else "16-bit" if values.dtype.itemsize == 2 else "32-bit"
+            values, wide = _scale(values, name, reading)
+        decoded = _decode(Image.fromarray(values[:, :, 0] if values.shape[2:] == (1,) else values), "", {}, reading)
+    except Exception as error:
+        return _text(error)
+    return Decoded(decoded.pixels, wide)
+
+
 def check_ranges(wide: Sequence[tuple[str, float, float]], reading: Reading, where: str) -> None:
     """Refuse wide images of a data set whose black and white can only be guessed.
 
@@ -119,8 +143,8 @@ def check_ranges(wide: Sequence[tuple[str, float, float]], reading: Reading, whe
 
 
 def _range(low: float, high: float) -> str:
-    """Return the key that fits values from low to high: from 0 to one less than a power of two where that is possible."""
-    top = next((2**bits - 1 for bits in (8, 10, 12, 14, 16) if high <= 2**bits - 1 and high > 1), high)
+    """Return the key that fits values from low to high: for values from 0, up to one less than a power of two."""
+    top = next((2**bits - 1 for bits in (8, 10, 12, 14, 16) if low >= 0 and 1 < high <= 2**bits - 1), high)
     return f"value_range=[{_number(min(low, 0))},{_number(top)}]"
 
 
@@ -138,10 +162,10 @@ def _decode(image: Image.Image, raw: str, tags: Mapping[int, Any], reading: Read
         reading: see `Reading`.
 
     Raises:
-        ValueError: if its pixels have no meaning that is sure.
+        _Refused: if its pixels have no meaning that is sure.
     """
     if tags.get(339) == (2,) and image.mode == "L":
-        raise ValueError("8 bits with a sign: convert it to unsigned values")
+        raise _Refused("8 bits with a sign: convert it to unsigned values")
     image.load()
     warnings: tuple[str, ...] = ()
     try:
@@ -165,7 +189,7 @@ def _decode(image: Image.Image, raw: str, tags: Mapping[int, Any], reading: Read
     if reading.size is not None:
         image = image.resize((reading.size, reading.size), Image.Resampling.BILINEAR)
     if not image.size[0] or not image.size[1]:
-        raise ValueError("an image without pixels")
+        raise _Refused("an image without pixels")
     return Decoded(np.asarray(image).transpose(2, 0, 1), wide, warnings)
 
 
@@ -189,33 +213,43 @@ def _scale_wide(image: Image.Image, raw: str, *, inverted: bool, reading: Readin
     values = np.asarray(image)
     if raw.startswith("I;32") and not raw.endswith("S"):
         values = values.view(np.uint32)  # Pillow stores unsigned values as signed ones
-    if image.mode == "F" and not np.isfinite(values).all():
-        raise ValueError("it has pixels that are NaN or infinite")
     name = "float" if image.mode == "F" else "16-bit" if ";16" in raw or image.mode != "I" or image.format == "PPM" else "32-bit"
-    low, high = reading.value_range or (0, 1 if image.mode == "F" else WIDE)
-    scaled = ((values.astype(np.float64) - low) / (high - low)).clip(0, 1)
-    gray = Image.fromarray(((1 - scaled if inverted else scaled) * 255).round().astype(np.uint8))
+    scaled, wide = _scale(values, name, reading)
+    gray = Image.fromarray(255 - scaled if inverted else scaled)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-    return gray, (name, float(values.min()), float(values.max()))
+    return gray, wide
+
+
+def _scale(values: np.ndarray, name: str, reading: Reading) -> tuple[np.ndarray, tuple[str, float, float]]:
+    """Return values as uint8, from black to white, with their kind and range.
+
+    Raises:
+        _Refused: if a value is NaN or infinite.
+    """
+    if not np.isfinite(values).all():
+        raise _Refused("it has pixels that are NaN or infinite")
+    low, high = reading.value_range or (0, 1 if name == "float" else WIDE)
+    share = ((values.astype(np.float64) - low) / (high - low)).clip(0, 1)
+    return (share * 255).round().astype(np.uint8), (name, float(values.min()), float(values.max()))
 
 
 def _scale_upper_bytes(image: Image.Image, reading: Reading) -> tuple[Image.Image, tuple[str, float, float]]:
     """Return an image of which Pillow keeps the upper 8 of 16 bits, and the range of its values.
 
     Raises:
-        ValueError: if 8 bits are too few for the range of values, or for a transparent colour.
+        _Refused: if 8 bits are too few for the range of values, or for a transparent colour.
     """
     if "transparency" in image.info:
-        raise ValueError("a transparent colour of 16 bits per channel: convert it to 8 bits")
+        raise _Refused("a transparent colour of 16 bits per channel: convert it to 8 bits")
     bands = image.getbands()
     colours = [image.getchannel(band).getextrema() for band in bands if band != "A"]
     lowest, highest = (257.0 * choose(cast(tuple[int, int], pair)[i] for pair in colours) for i, choose in enumerate((min, max)))
     if reading.value_range is not None:
         low, high = reading.value_range
         if high - low < WIDE / DARK:
-            raise ValueError(
+            raise _Refused(
                 "16 bits per channel in colour, of which Pillow reads the upper 8: too few for this value_range: convert it to 8 bits"
             )
         table = ((np.arange(256) * 257 - low) / (high - low) * 255).clip(0, 255).round().astype(int).tolist()
@@ -236,7 +270,7 @@ def _on_background(image: Image.Image, gray: int) -> Image.Image:
     return background
 
 
-def _with_warnings(decoded: Decoded, heard: list[str]) -> Decoded:
+def _with_warnings(decoded: Decoded, heard: Iterable[str]) -> Decoded:
     kinds = dict.fromkeys((*decoded.warnings, *map(pillow_warnings.kind, heard)))
     return Decoded(decoded.pixels, decoded.wide, tuple(kinds))
 
@@ -250,7 +284,9 @@ def _reason(path: Path, error: Exception) -> str:
 
 def _text(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
-        return f"more pixels than Pillow reads, which protects the memory ({error})"[:200]
+        most = f" {2 * Image.MAX_IMAGE_PIXELS:,}" if Image.MAX_IMAGE_PIXELS else ""
+        return f"too large: Pillow reads at most{most} pixels, to protect the memory"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    return text if isinstance(error, _Refused) else f"damaged ({text})"
