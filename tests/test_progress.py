@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
+import tqdm.notebook
 
 from twoviews import progress
 from twoviews.progress import Clock, Progress
@@ -103,3 +106,42 @@ def test_a_resumed_clock_adds_up(tick: Tick) -> None:
     assert (second.total, second.earlier) == (5, 12)
     assert second.state()["wall"] == 13
     assert second.epoch_seconds(2) == 10, "there was no complete epoch: computed from the mean step"
+
+
+class Kernel:
+    """Stands for IPython in a notebook."""
+
+    config: ClassVar[dict[str, object]] = {"IPKernelApp": {}}
+
+    @classmethod
+    def get_ipython(cls) -> Kernel:
+        return cls()
+
+
+def test_a_notebook_without_widgets_shows_a_bar_of_text(
+    tick: Tick, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", Kernel)  # type: ignore[arg-type]
+    monkeypatch.setattr("tqdm.notebook.IProgress", None)
+    with Progress("embed", 10, "images") as bar:
+        tick(1)
+        bar.add(5)
+        bar.bar.refresh()
+    out, err = capsys.readouterr()
+    assert "embed  50%" in out
+    assert err == ""
+
+
+def test_a_notebook_with_widgets_shows_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", Kernel)  # type: ignore[arg-type]
+    monkeypatch.setattr("tqdm.notebook.IProgress", object())
+    assert progress._bar() == (tqdm.notebook.tqdm, {})
+    monkeypatch.setattr(Kernel, "config", {"TerminalIPythonApp": {}})
+    assert not progress.in_notebook(), "IPython in a terminal"
+
+
+def test_a_program_without_standard_error_gets_plain_lines(tick: Tick, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress.sys, "stderr", None)
+    with Progress("embed", 10, "images") as bar:
+        bar.add()
+    assert bar.bar.disable

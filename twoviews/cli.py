@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from twoviews import config
+from twoviews import config, output
 from twoviews.config.hints import did_you_mean, usage
 from twoviews.config.schema import RULES, VERBS
 
@@ -18,6 +18,8 @@ USAGE = """usage: twoviews <verb> key=value ...
 
   twoviews pretrain recipe=demo                     train an encoder without labels, then evaluate it
   twoviews evaluate run=latest probes=reference     evaluate a finished run again
+  twoviews data data_dir=photos                     what would be read from a folder of images, and a picture of it
+  twoviews embed run=latest data_dir=photos         features of images, as a file
   twoviews runs compare                             all runs; mean ± std over seeds; tables of the reference projects
   twoviews report run=latest                        write the run's report.html again
   twoviews bench what=all                           speed beside other tools (in a clone of the repository)
@@ -28,7 +30,7 @@ USAGE = """usage: twoviews <verb> key=value ...
   twoviews pretrain seed=0,1,2 --multirun           several runs, one after another
 """
 
-DIVERGED, INTERRUPTED = 3, 130
+DIVERGED, STEP_FAILED, INTERRUPTED = 3, 4, 130
 SPIN = "10000"  # turns that an idle OpenMP thread waits actively, in place of 300,000: docs/performance.md
 
 
@@ -40,9 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0 success, 1 a failure while running, 2 a command line that cannot be run, 3 a loss or weights that
-        are not finite, 128 + signal if a signal stopped it (SIGINT 130, SIGTERM 143).
+        are not finite, 4 a step after training failed (the weights are kept), 128 + signal if a signal stopped it.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    with output.unbreakable():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -64,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{verb}: no such verb{near} (twoviews --help lists them)", 2)
     if verb == "runs" and words and "=" not in words[0] and not words[0].startswith("-"):
         words[0] = f"view={words[0]}"
-    return _dispatch(lambda: (verb, words, None), words)
+    return _dispatch(lambda: (verb, words, None), words, ["twoviews", verb, *words])
 
 
 def script(path: str, argv: Sequence[str] | None = None) -> int:
@@ -77,7 +83,11 @@ def script(path: str, argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code, as `main`.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with output.unbreakable():
+        return _script(path, list(sys.argv[1:] if argv is None else argv))
+
+
+def _script(path: str, argv: list[str]) -> int:
     name = Path(path).name
     missing = [module for module in ("torch", "hydra", "yaml") if importlib.util.find_spec(module) is None]
     if missing:
@@ -94,10 +104,10 @@ def script(path: str, argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             return _fail(str(error), 2)
         return 0
-    return _dispatch(lambda: reference.translate(Path(path), argv), argv)
+    return _dispatch(lambda: reference.translate(Path(path), argv), argv, ["python", name, *argv])
 
 
-def _dispatch(read: Callable[[], tuple[str, list[str], list[str] | None]], argv: Sequence[str]) -> int:
+def _dispatch(read: Callable[[], tuple[str, list[str], list[str] | None]], argv: Sequence[str], command: Sequence[str]) -> int:
     """Run the command that `read` returns: a verb, our words, and what was typed for each word where that differs."""
     debug = any(word.lower() == "debug=true" for word in argv)  # for errors in the words themselves
     try:
@@ -110,7 +120,7 @@ def _dispatch(read: Callable[[], tuple[str, list[str], list[str] | None]], argv:
             print(config.show_config(verb, words, typed), end="")
             return 0
         if any(word in ("--multirun", "-m") for word in words):
-            return config.sweep(verb, words, lambda cfg: _run(verb, cfg), typed)
+            return config.run_sweep(verb, words, lambda cfg: _run(verb, cfg), typed, ready=_check_paths, command=command)
         cfg = config.load(verb, words, typed)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
@@ -121,16 +131,32 @@ def _dispatch(read: Callable[[], tuple[str, list[str], list[str] | None]], argv:
     return _run(verb, cfg)
 
 
+def _check_paths(cfg: config.Config) -> None:
+    """Refuse a run of a sweep whose data or trained run do not exist: before the first run of the sweep."""
+    from twoviews import runs
+
+    if cfg.get("dataset") == "folder" and not cfg.data_dir:
+        raise ValueError("dataset=folder: expected data_dir=<folder of images>")
+    if cfg.get("data_dir") and not Path(cfg.data_dir).exists():
+        raise ValueError(f"data_dir={cfg.data_dir}: no such file or folder")
+    if cfg.get("run"):
+        runs.check_unlocked(runs.find(cfg.run, Path(cfg.runs_dir)))
+
+
 def _run(verb: str, cfg: config.Config) -> int:
     from twoviews import runs
 
     if verb != "bench" and "OMP_WAIT_POLICY" not in os.environ:  # a benchmark's other tools keep their own default
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when torch is imported
     try:
-        run = cfg.get("resume") or cfg.get("run")
+        run = cfg.get("resume") or (cfg.get("run") if verb != "embed" else None)  # embed takes files and bundled models, too
         if run and run != "latest":  # before torch is imported: a wrong name, or a run in use, is reported at once
-            runs.check_unlocked(runs.find(run, Path(cfg.runs_dir)))
-        return int(importlib.import_module(f"twoviews.commands.{verb}").run(cfg))
+            runs.check_unlocked(runs.find(run, Path(cfg.runs_dir), key="resume" if cfg.get("resume") else "run"))
+        command = importlib.import_module(f"twoviews.commands.{verb}")
+        if "threads" in cfg:  # it computes; a caller of the Python interface keeps the C library's own settings
+            runs.use_caches_that_can_be_written()
+            importlib.import_module("twoviews.device").keep_freed_memory()
+        return int(command.run(cfg))
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except Exception as error:
@@ -139,10 +165,14 @@ def _run(verb: str, cfg: config.Config) -> int:
         message = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, ValueError | FileNotFoundError):
             return _fail(message, 2)
+        if isinstance(error, runs.StepFailed):
+            return _fail(message, STEP_FAILED)
         if isinstance(error, FloatingPointError):
             return _fail(message, DIVERGED)
         if isinstance(error, MemoryError):
             return _fail(message if "out of memory" in message else "out of memory, before anything was trained", 1)
+        if isinstance(error, OSError) and error.filename:
+            return _fail(f"{error.filename}: {error.strerror}", 1)
         return _fail(f"{type(error).__name__}: {message} (debug=true shows where)", 1)
 
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -57,11 +58,7 @@ def choose(*, device: str, threads: int | None, precision: str, compile: str | b
     Raises:
         ValueError: if the machine does not have the device or a compiler.
     """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
-    elif not available[device]:
-        raise ValueError(f"device={device}: this machine has none, or torch {torch.__version__} was built without it: use device=auto")
+    device = find(device)
     threads = threads or cores()
     torch.set_num_threads(threads)
     if precision == "auto":
@@ -79,6 +76,23 @@ def choose(*, device: str, threads: int | None, precision: str, compile: str | b
         # important: by default torch stops compiling after 8 shapes; batches of training and probes have about 12 sizes
         torch._dynamo.config.recompile_limit = 64
     return Machine(torch.device(device), threads, precision, bool(compile))
+
+
+def find(device: str) -> str:
+    """Return the name of the device to use: `auto` is the best one of this machine.
+
+    Args:
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        ValueError: if the machine does not have it.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available.get(device):
+        raise ValueError(f"device={device}: this machine has none, or torch {torch.__version__} was built without it: use device=auto")
+    return device
 
 
 def cores() -> int:
@@ -157,3 +171,38 @@ def keep_freed_memory() -> bool:
     mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.libc_ver()[0] == "glibc" else None
     return mallopt is not None and bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
+
+
+@contextlib.contextmanager
+def as_guest() -> Iterator[None]:
+    """Compute in a process that belongs to another program: with torch's defaults inside, whatever the caller's settings are.
+
+    At the end the number of threads, the default type and, with a GPU, the settings of its arithmetic are the caller's again.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
+        if torch.cuda.is_available():
+            stack.enter_context(gpu_settings_restored())
+        yield
+
+
+@contextlib.contextmanager
+def gpu_settings_restored() -> Iterator[None]:
+    """Restore what `choose` sets for a GPU: the precision of products, cuDNN's search, and the number of compiled shapes."""
+    cudnn, dynamo = torch.backends.cudnn, torch._dynamo.config
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark, dynamo.recompile_limit
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32, cudnn.benchmark, dynamo.recompile_limit = before[1:]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -12,9 +12,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class StopFlag:
-    """`with StopFlag() as stop:` the first SIGINT, SIGTERM, SIGHUP or SIGUSR1 sets `stop.signal`; a second SIGINT exits at once.
+    """`with StopFlag() as stop:` the first SIGINT, SIGTERM, SIGHUP or SIGUSR1 sets `stop.signal`; a second SIGINT interrupts at once.
 
-    A signal can arrive in the middle of a step or a save, so the handler only sets a flag.
+    A signal can arrive in the middle of a step or a save, so the handler only sets a flag. Only the main thread of a program
+    gets signals; in another one the flag stays unset.
     """
 
     def __init__(self) -> None:
@@ -28,13 +29,15 @@ class StopFlag:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            os._exit(128 + number)
+            raise KeyboardInterrupt  # not os._exit: the process may be a notebook
         self.signal = number
 
     def __enter__(self) -> StopFlag:
-        for number in SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP: keep that
-                self._before[number] = signal.signal(number, self._handle)
+        for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
+            before = signal.getsignal(number)
+            if before is None or (number == signal.SIGHUP and before is signal.SIG_IGN):
+                continue  # None: a handler that Python could not restore; ignored: by nohup, which must stay so
+            self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

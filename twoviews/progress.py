@@ -13,6 +13,23 @@ from tqdm import tqdm
 PLAIN_EVERY = 15.0  # seconds between two plain lines, so that logs stay short
 
 
+def in_notebook() -> bool:
+    """Return whether a Jupyter kernel runs this program: its streams are no terminals, but show bars."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "IPKernelApp" in getattr(shell, "config", {})
+
+
+def _bar() -> tuple[type[tqdm], dict[str, Any]]:
+    """Return the kind of bar to show here, and its options: a widget in a notebook that has ipywidgets, else text."""
+    if in_notebook():
+        from tqdm import notebook
+
+        if getattr(notebook, "IProgress", None) is not None:
+            return notebook.tqdm, {}
+        return tqdm, {"file": sys.stdout, "disable": False}  # standard error would be on a red background
+    return tqdm, {"file": sys.stderr, "disable": None if sys.stderr is not None else True}  # None: where it is no terminal
+
+
 class Progress:
     """A progress bar over units of work: `with Progress("decode", 50_000, "images") as bar: bar.add(100)`.
 
@@ -31,9 +48,8 @@ class Progress:
         self.began = self.printed = time.monotonic()
         self.note = ""
         shape = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]{postfix}"
-        self.bar = tqdm(
-            total=total, initial=start, desc=name, disable=None, mininterval=0.3, leave=False, bar_format=shape, file=sys.stderr
-        )
+        bar, options = _bar()
+        self.bar = bar(total=total, initial=start, desc=name, mininterval=0.3, leave=False, bar_format=shape, **options)
 
     def add(self, units: int = 1, note: str = "") -> None:
         """Count `units`, and show `note` after the rate."""

@@ -4,6 +4,9 @@ All numbers come from Philox4x64-10 (Salmon et al. 2011). The key is (seed, step
 stream. Streams: 0 order of the training images, 1 + v view v, `PROBE_ORDER` order of a probe's images.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -41,3 +44,14 @@ def permutation(seed: int, epoch: int, n: int) -> Tensor:
     It ranks Philox's words and does not use numpy's `permutation`, whose algorithm may change between versions.
     """
     return torch.from_numpy(np.argsort(_words(seed, epoch, 0, n), kind="stable"))
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let torch draw on the CPU as after `torch.manual_seed(seed)`, then restore its random state: it is the caller's."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which sets the generators of all GPUs too
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)

@@ -19,6 +19,7 @@ from twoviews.config import Config
 from twoviews.config.schema import RULES
 
 LOAD = sys.modules["twoviews.config.load"]  # the module; `config.load` is the function
+FILES = sys.modules["twoviews.config.files"]
 RECIPES = RULES["recipe"].choices
 PATHS = [
     "with spaces/here",
@@ -32,7 +33,7 @@ PATHS = [
     "[a]{b}(c)",
     "a\\b",
     "trailing\\",
-    "~/x",
+    "a~/x",
     "50%",
     "a:b;c|d",
     "#1",
@@ -179,11 +180,11 @@ def test_every_key_of_a_recipe_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def change_files(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, old: str, new: str) -> None:
     """Use a copy of the YAML files in which one of them has another text."""
-    shutil.copytree(LOAD.CONFIG_DIR, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(FILES.CONFIG_DIR, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     file = folder / name
     assert file.read_text(encoding="utf-8").count(old) == 1
     file.write_text(file.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
-    monkeypatch.setattr(LOAD, "CONFIG_DIR", folder)
+    monkeypatch.setattr(FILES, "CONFIG_DIR", folder)
 
 
 def test_a_key_without_a_rule_is_reported_by_name(
@@ -191,7 +192,8 @@ def test_a_key_without_a_rule_is_reported_by_name(
 ) -> None:
     change_files(monkeypatch, tmp_path / "config", "base.yaml", "\nrecipe: null", "\nbrandnew: 1\nrecipe: null")
     assert main(["pretrain", "seed=1"]) == 2
-    assert capsys.readouterr().err.startswith("twoviews: brandnew: a YAML file has this key, but RULES in config/schema.py")
+    said = capsys.readouterr().err
+    assert said == f"twoviews: {tmp_path / 'config/base.yaml'}: brandnew: RULES in config/schema.py has no rule for this key\n"
 
 
 def test_a_value_of_a_recipe_that_is_out_of_range_is_reported(
@@ -199,4 +201,5 @@ def test_a_value_of_a_recipe_that_is_out_of_range_is_reported(
 ) -> None:
     change_files(monkeypatch, tmp_path / "config", "recipes/simclr.yaml", "temperature: 0.5", "temperature: 0")
     assert main(["pretrain", "recipe=simclr"]) == 2
-    assert capsys.readouterr().err == "twoviews: temperature: the recipe says '0', expected a number above 0, at most 1000\n"
+    file = tmp_path / "config/recipes/simclr.yaml"
+    assert capsys.readouterr().err == f"twoviews: {file}: temperature is '0', expected a number above 0, at most 1000\n"

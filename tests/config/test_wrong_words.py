@@ -51,11 +51,13 @@ def bad_values(verb: str, key: str) -> Iterator[str]:
         yield "[1,2]"
     else:
         one = 8 if rule.type is int else 0.5
-        yield from ("a", str(one), f"[{one},a]", f"[{one},true]", "[-1,1]")
+        yield from ("a", str(one), f"[{one},a]", f"[{one},true]")
+        if rule.low >= 0:
+            yield "[-1,1]"
         if rule.items:
             yield "[]"
         if rule.pair:
-            yield from ("[0.9,0.2]", f"[{one}]", "[0.1,0.2,0.3]", "[0,1]")
+            yield from ("[0.9,0.2]", f"[{one}]", "[0.1,0.2,0.3]", *(["[0,1]"] if rule.above else []))
         return
     if rule.choices:
         yield from ("nosuch", "-1")
@@ -198,7 +200,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ("run", "run: no such verb: did you mean runs?"),
         ("docter", "docter: no such verb: did you mean doctor?"),
         ("recipe=demo", "recipe=demo: expected a verb before the key: type twoviews pretrain recipe=demo\n"),
-        ("--run=a", "--run=a: expected a verb before the key: type twoviews evaluate run=a (or after report)"),
+        ("--run=a", "--run=a: expected a verb before the key: type twoviews evaluate run=a (or after embed, report)"),
         ("demo", "demo: no such verb: type twoviews pretrain recipe=demo"),
     ],
 )

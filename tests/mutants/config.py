@@ -20,9 +20,9 @@ MUTANTS = [
     ),
     Mutant(
         "values of a recipe not checked",
-        "config/load.py",
-        "if not expected.accepts(value):\n            raise",
-        "if False:\n            raise",
+        "config/files.py",
+        "if not rule(verb, key).accepts(value):",
+        "if False:",
         "test_a_value_of_a_recipe_that_is_out_of_range_is_reported",
     ),
     Mutant(
@@ -35,15 +35,15 @@ MUTANTS = [
     Mutant(
         "a path is parsed as Hydra's grammar",
         "config/load.py",
-        "if key not in PATH_KEYS or not equals",
-        "if True or not equals",
+        "    if key in PATH_KEYS:\n        return Word(",
+        "    if False:\n        return Word(",
         "test_a_path_is_taken_literally",
     ),
     Mutant(
         "keys without a value reach every method",
-        "config/load.py",
-        " and value != UNSET})",
-        "})",
+        "config/files.py",
+        "if key in taken and value != UNSET}",
+        "if key in taken}",
         "test_a_recipe_has_the_keys_that_its_method_takes_and_no_others",
     ),
     Mutant(

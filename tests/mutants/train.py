@@ -67,15 +67,15 @@ MUTANTS = [
     Mutant(
         "a second interrupt ends as a success",
         "distributed.py",
-        "os._exit(128 + number)",
-        "os._exit(0)",
+        "raise KeyboardInterrupt  # not os._exit",
+        "__import__('os')._exit(0)  # not os._exit",
         "test_s2_a_second_interrupt_does_not_wait_for_the_step",
     ),
     Mutant(
         "a run under nohup ends with its terminal",
         "distributed.py",
-        "if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:",
-        "if True:",
+        "if before is None or (number == signal.SIGHUP and before is signal.SIG_IGN):",
+        "if before is None:",
         "test_s1_a_run_under_nohup_outlives_its_terminal",
     ),
     Mutant(

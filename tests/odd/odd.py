@@ -60,10 +60,14 @@ class Odd:
             common = [f"data_dir={self.data}", f"image_size={SIZE}", f"to={self.root / 'images.png'}"]
         kept = [word for word in common if word.partition("=")[0] not in given]
         self.before = self.before or fingerprints(self.data)
+        return self.said(lambda: main([verb, *kept, *words]))
+
+    def said(self, action: Callable[[], Any]) -> tuple[Any, str, str]:
+        """Call a function and return (what it returns, standard output, standard error)."""
         out, err = io.StringIO(), io.StringIO()
         with redirect_stdout(out), redirect_stderr(err):
-            code = main([verb, *kept, *words])
-        return code, out.getvalue(), err.getvalue()
+            result = action()
+        return result, out.getvalue(), err.getvalue()
 
     def refused(self, verb: str, *words: str) -> str:
         """Run a command that must be refused in one line with exit code 2 and leave no run; return the line."""

@@ -1,4 +1,5 @@
 """Configuration: `load` reads a command line, `schema.RULES` says which values each key accepts."""
 
-from twoviews.config.load import FLAGS, PATH_KEYS, Config, check, load, show_config, sweep, word
+from twoviews.config.load import FLAGS, PATH_KEYS, Config, check, load, stored, word
 from twoviews.config.schema import VERBS
+from twoviews.config.sweep import run_sweep, show_config

@@ -78,8 +78,11 @@ def comments(verb: str) -> dict[str, str]:
 
 def recipes() -> dict[str, str]:
     """Return the first comment line of each recipe."""
-    files = sorted((CONFIG_DIR / "recipes").glob("*.yaml"))
-    return {f.stem: f.read_text(encoding="utf-8").splitlines()[1].removeprefix("# ") for f in files}
+    found = {}
+    for file in sorted((CONFIG_DIR / "recipes").glob("*.yaml")):
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        found[file.stem] = next((line.removeprefix("# ") for line in lines if line.startswith("# ") and "@package" not in line), "")
+    return found
 
 
 def usage(verb: str, values: Mapping[str, Any]) -> str:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from twoviews.config.files import read_text, read_yaml
 from twoviews.config.hints import hint
 from twoviews.config.load import check, word
 from twoviews.config.schema import RULES
@@ -82,7 +81,10 @@ def translate(path: Path, argv: Sequence[str]) -> tuple[str, list[str], list[str
     for key, value in stored.items():
         if key not in ignored:
             name = NAMES.get(key, key)
-            defaults[name] = (word(name, value), f"{script.config}: {word(key, value)}")
+            try:
+                defaults[name] = (word(name, value), f"{script.config}: {word(key, value)}")
+            except ValueError as error:
+                raise ValueError(f"{script.config}: {error}") from None
     if script.verb == "evaluate" and "run" in given:  # a named run need not match the file
         for key in ("dataset", "backbone", "batch_size"):
             defaults.pop(key, None)
@@ -135,7 +137,7 @@ def usage(path: Path) -> str:
     if script.config:
         file = path.with_name(script.config)
         _read(file)
-        text += f"Keys and their values, from {script.config}:\n\n{file.read_text(encoding='utf-8')}\n"
+        text += f"Keys and their values, from {script.config}:\n\n{read_text(file)}\n"
     return (
         f"{text}The same as: twoviews {script.verb} {' '.join(script.words)}\n"
         f"The other keys of that command can be given too: twoviews {script.verb} --help lists them\n"
@@ -143,14 +145,9 @@ def usage(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, object]:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file: it must be beside the script and holds its keys") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())[:100]})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: holds no keys")
+    if not path.exists():
+        raise ValueError(f"{path}: no such file: it must be beside the script and holds its keys")
+    found = read_yaml(path)
     for key in found:
         if key not in (*RULES, *NAMES, WORKERS):
             raise ValueError(f"{path.name}: no such key {key!r}{hint(str(key), [*RULES, *NAMES])}")

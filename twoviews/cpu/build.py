@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from twoviews.device import compiler, cpu_features, cpu_name
-from twoviews.runs.files import cache_folder, write_atomic
+from twoviews.runs.files import cache_file, write_atomic
 
 # Loops become vector code only where a minimum may ignore NaN and signed zeros and no operation can trap. No view
 # is NaN or infinite, and `batchnorm.cpp` detects those by their bits. Not -ffast-math, which includes all of
@@ -65,13 +65,13 @@ def _library(source: str) -> ctypes.CDLL | None:
         machine = [platform.platform(), cpu_name(), cpu_features()]
         content = [*command, OPENMP, version, torch.__version__, *machine, path.read_text(encoding="utf-8")]
         key = hashlib.sha256("\0".join(content).encode()).hexdigest()
-        cached = cache_folder() / f"{path.stem}-{key[:24]}.so"
+        cached = cache_file(f"{path.stem}-{key[:24]}.so")
         if not cached.is_file():
             print(f"compiling {path.name} for this machine, once", flush=True)
             _compile([*command, str(path)], cached)
         _refuse_foreign(cached)
         return ctypes.CDLL(str(cached))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: a user without a home folder
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: a file of another user
         reason = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
         print(f"{path.name} could not be compiled or loaded ({' '.join(reason.split())[:200]}): using slower PyTorch code")
         return None

@@ -15,7 +15,7 @@ from twoviews.optim import learning_rate
 from twoviews.probes.embed import CHUNK, frozen
 from twoviews.probes.linear import Linear
 from twoviews.progress import Progress
-from twoviews.rng import PROBE_ORDER, philox
+from twoviews.rng import PROBE_ORDER, philox, seeded
 from twoviews.views import Views, ViewSpec
 
 
@@ -109,9 +109,9 @@ def fit(
     if not per_epoch:
         raise ValueError(f"{name}: {n} images are less than a batch of {batch}: no step could be taken")
     last = min(schedule.epochs * per_epoch, max_steps or schedule.epochs * per_epoch)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
+    with seeded(seed):
         layer = nn.Linear(embed_dim, classes).to(labels.device)
+    with torch.enable_grad():
         optimizer = schedule.build_optimizer([*layer.parameters(), *also_trained])
         loss = torch.zeros(())
         with Progress(name, last, "images", scale=min(batch, n)) as bar:

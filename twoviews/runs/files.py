@@ -1,17 +1,20 @@
 """Atomic files and checksums: the one way in which anything is written to disk."""
 
 import errno
+import functools
 import hashlib
 import json
 import os
+import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, payload: bytes) -> None:
+def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file so that a crash or power failure leaves either the old file or the new one, complete.
 
-    The bytes go to a temporary file in the same folder, are flushed to disk, and are renamed over `path`.
+    The parts, one after another, go to a temporary file in the same folder, are flushed to disk, and are renamed over `path`.
 
     Raises:
         OSError: with the megabytes needed and free if the disk is full; the old file stays.
@@ -19,13 +22,13 @@ def write_atomic(path: Path, payload: bytes) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(payload)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise disk_error(error, path, len(payload)) from None
+        raise disk_error(error, path, sum(map(len, parts))) from None
     _sync_folder(path.parent)
 
 
@@ -39,14 +42,61 @@ def disk_error(error: OSError, path: Path, size: int) -> OSError:
     """
     if not path.parent.is_dir():
         return OSError(errno.ESTALE, "the folder no longer exists", str(path.parent))
-    stat = os.statvfs(path.parent)
-    space = f"{size / 2**20:.1f} MB needed, {stat.f_bavail * stat.f_frsize / 2**20:.0f} MB free"
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return OSError(error.errno, error.strerror, str(path))
+    disk = os.statvfs(path.parent)
+    space = f"{size / 2**20:.1f} MB needed, {disk.f_bavail * disk.f_frsize / 2**20:.0f} MB free"
     return OSError(error.errno, f"{error.strerror}: {space}", str(path))
 
 
-def cache_folder() -> Path:
-    """Return the folder for what can be downloaded, decoded or compiled again: `$XDG_CACHE_HOME/twoviews`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twoviews"
+def cache_file(name: str) -> Path:
+    """Return the path of a file that can be downloaded, decoded or compiled again: in `$XDG_CACHE_HOME/twoviews` or `~/.cache/twoviews`.
+
+    Where that folder neither holds the file nor can be written, it is in `temporary_cache`.
+    """
+    folder = _user_cache()
+    if folder is not None and ((folder / name).is_file() or _can_be_written(folder)):
+        return folder / name
+    return temporary_cache() / name
+
+
+def use_caches_that_can_be_written() -> None:
+    """Give matplotlib a cache folder where the user has none: it would warn, and make a new one in every process."""
+    folder = _user_cache()
+    if folder is None or not _can_be_written(folder):
+        os.environ.setdefault("MPLCONFIGDIR", str(temporary_cache()))
+
+
+@functools.cache
+def temporary_cache() -> Path:
+    """Return a folder for caches among the temporary files, which no other user can write; print once that it is used."""
+    path = Path(tempfile.gettempdir()) / f"twoviews-{os.getuid()}"
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        status = path.lstat()
+        safe = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+    except OSError:
+        safe = False
+    if not safe:
+        path = Path(tempfile.mkdtemp(prefix="twoviews-"))
+    print(f"the cache folder {_user_cache() or '~/.cache'} cannot be written: using {path} (XDG_CACHE_HOME chooses another)", flush=True)
+    return path
+
+
+def _user_cache() -> Path | None:
+    try:
+        return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")) / "twoviews"  # noqa: PTH111
+    except RuntimeError:  # no HOME, and a user number without an entry in the list of users, as in containers
+        return None
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Return whether a folder can be written, or made and then written."""
+    try:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError:  # inside a folder of another user
+        return False
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
 def remove_temporary(folder: Path) -> None:

@@ -1,16 +1,20 @@
 """Find run folders: by path, by name, or the newest one."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from twoviews.runs.folder import BACKBONE, CONFIG, SUMMARY, read_config
+from twoviews.runs.folder import BACKBONE, CONFIG, SUMMARY, read_config, read_json
 
 
-def find(run: str, runs_dir: Path, **like: Any) -> Path:
+def find(run: str, runs_dir: Path, *, key: str = "run", also: str = "", **like: Any) -> Path:
     """Return the folder of a run.
 
     Args:
         run: a folder, a name under `runs_dir`, or `latest`: the newest finished run there.
+        key: that the user typed, for errors.
+        also: what else the key takes, for errors.
         like: keys and values that the run's configuration must have.
 
     Raises:
@@ -20,18 +24,18 @@ def find(run: str, runs_dir: Path, **like: Any) -> Path:
         for path in (Path(run), runs_dir / run):
             if (path / CONFIG).is_file():
                 config = read_config(path)
-                other = [f"{key}={config.get(key)}, not {value}" for key, value in like.items() if config.get(key) != value]
+                other = [f"{name}={config.get(name)}, not {value}" for name, value in like.items() if config.get(name) != value]
                 if other:
-                    raise ValueError(f"run={run}: has {'; '.join(other)}: leave these keys out, or choose another run")
+                    raise ValueError(f"{key}={run}: has {'; '.join(other)}: leave these keys out, or choose another run")
                 return path
-        raise ValueError(f"run={run}: no such run folder{_listing(runs_dir)}")
+        raise ValueError(f"{key}={run}: no such run folder{also}{_listing(runs_dir)}")
     finished = [path for path in folders(runs_dir) if (path / SUMMARY).is_file() and (path / BACKBONE).is_file()]
     finished.sort(key=lambda path: (path / BACKBONE).stat().st_mtime_ns)  # not the summary's time: an evaluation rewrites it
     matching = [path for path in finished if like.items() <= read_config(path).items()]
     if matching:
         return matching[-1]
     if not finished:
-        raise ValueError(f"run=latest: no finished run in {runs_dir}{_listing(runs_dir)}")
+        raise ValueError(f"{key}=latest: no finished run in {runs_dir}{_listing(runs_dir)}")
     existing = []
     for path in finished[-5:]:
         config = read_config(path)
@@ -47,7 +51,7 @@ def newest_unfinished(runs_dir: Path) -> Path:
     Raises:
         ValueError: if there is none.
     """
-    unfinished = [path for path in folders(runs_dir) if not (path / SUMMARY).is_file()]
+    unfinished = [path for path in folders(runs_dir) if not read_json(path, SUMMARY) or read_json(path, SUMMARY).get("unfinished")]
     if not unfinished:
         raise ValueError(f"resume=latest: no unfinished run in {runs_dir}{_listing(runs_dir)}")
     return unfinished[-1]
@@ -68,8 +72,26 @@ def epoch_file(path: Path, epoch: int) -> Path:
 
 
 def folders(runs_dir: Path) -> list[Path]:
-    """Return every run folder in `runs_dir`, oldest first."""
-    return sorted((p.parent for p in runs_dir.glob(f"[!.]*/{CONFIG}")), key=lambda p: (p / CONFIG).stat().st_mtime_ns)
+    """Return every run folder in `runs_dir`, oldest first; one that may not be read is left out with a line.
+
+    Raises:
+        ValueError: if `runs_dir` itself may not be read.
+    """
+    found = []
+    try:
+        names = sorted(os.listdir(runs_dir))  # noqa: PTH208 - `glob` would stop at the first folder of another user
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ValueError(f"runs_dir={runs_dir}: cannot be read ({error.strerror})") from None
+    for path in (runs_dir / name for name in names if not name.startswith(".")):
+        try:
+            found.append(((path / CONFIG).stat().st_mtime_ns, path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            print(f"left out: {path}: cannot be read ({error.strerror})", file=sys.stderr)
+    return [path for _, path in sorted(found)]
 
 
 def _listing(runs_dir: Path) -> str:
