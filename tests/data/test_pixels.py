@@ -227,6 +227,7 @@ def test_16_bits_per_channel_in_colour_have_a_range_too(tmp_path: Path) -> None:
     ("wide", "error"),
     [
         (("float", 0.0, 255.0), r"values from 0 to 255, expected 0 to 1: type value_range=\[0,255\]"),
+        (("float", 0.0, 3.0), r"values from 0 to 3, expected 0 to 1: type value_range=\[0,3\]"),
         (("float", -1.0, 1.0), r"values from -1 to 1, expected 0 to 1: type value_range=\[-1,1\]"),
         (("float", 0.0, 0.001), r"values from 0 to 0.001, which would be nearly black in the range 0 to 1: type value_range=\[0,0.001\]"),
         (("32-bit", 0, 10_000_000), r"values from 0 to 10000000, expected 0 to 65535: type value_range=\[0,10000000\]"),

@@ -143,8 +143,8 @@ def check_ranges(wide: Sequence[tuple[str, float, float]], reading: Reading, whe
 
 
 def _range(low: float, high: float) -> str:
-    """Return the key that fits values from low to high: for values from 0, up to one less than a power of two."""
-    top = next((2**bits - 1 for bits in (8, 10, 12, 14, 16) if low >= 0 and 1 < high <= 2**bits - 1), high)
+    """Return the key that fits values from low to high: for values that fill whole bits, up to the largest one."""
+    top = next((2**bits - 1 for bits in (8, 10, 12, 14, 16) if low >= 0 and 2 ** (bits - 1) <= high < 2**bits), high)
     return f"value_range=[{_number(min(low, 0))},{_number(top)}]"
 
 
