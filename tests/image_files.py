@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from twoviews.data import cifar, folder
+from twoviews.data import cifar, decoding, pixels
 
 SPLITS = {"train": 3, "test": 2}  # images per class of `write_cifar_tree`
 
@@ -39,11 +40,11 @@ def write_tree(root: Path, *folders: str, each: int = 12, size: int = 16) -> Pat
 def count_decodings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
     """Return a list that gets (number of files, image size) at every decoding from now on."""
     calls: list[tuple[int, int | None]] = []
-    decode = folder._decode
+    decode = decoding._decode
 
-    def counted(paths: list[Path], title: str, size: int | None) -> tuple[np.ndarray, dict[int, str]]:
-        calls.append((len(paths), size))
-        return decode(paths, title, size)
+    def counted(paths: list[Path], title: str, reading: pixels.Reading) -> Any:
+        calls.append((len(paths), reading.size))
+        return decode(paths, title, reading)
 
-    monkeypatch.setattr(folder, "_decode", counted)
+    monkeypatch.setattr(decoding, "_decode", counted)
     return calls

@@ -31,11 +31,16 @@ GOOD = Arrays("a", np.zeros((4, 1, 2, 2), np.uint8), np.array([0, 1, 0, 1]), np.
         ({"train_images": np.zeros((4, 1, 2, 2), np.int16)}, "train images: expected uint8 .*got int16"),
         ({"test_images": np.zeros((2, 1, 2, 2), bool)}, "test images: expected uint8 .*got bool"),
         ({"train_images": np.zeros((0, 1, 2, 2), np.uint8), "train_labels": np.zeros(0, int)}, "train images: expected at least one"),
-        ({"test_images": np.zeros((2, 1, 3, 3), np.uint8)}, r"test images: expected .*\(1, 2, 2\), got \(1, 3, 3\)"),
-        ({"test_images": np.zeros((2, 3, 2, 2), np.uint8)}, r"test images: expected .*\(1, 2, 2\), got \(3, 2, 2\)"),
+        ({"test_images": np.zeros((2, 1, 3, 3), np.uint8)}, r"test images: expected .*\(1, 2, 2\), got uint8 \(1, 3, 3\)"),
+        ({"test_images": np.zeros((2, 3, 2, 2), np.uint8)}, r"test images: expected .*\(1, 2, 2\), got uint8 \(3, 2, 2\)"),
         ({"train_labels": np.zeros(0, int)}, r"train labels: expected 4 integers, got int64 \(0,\)"),
         ({"train_labels": np.array(["x", "y", "x", "y"])}, "train labels: expected 4 integers"),
         ({"test_labels": np.array([0, np.nan])}, "test labels: expected 2 integers, got float64"),
+        ({"unlabelled_images": np.zeros((2, 1, 3, 3), np.uint8)}, r"unlabelled images: expected .*\(1, 2, 2\), got uint8 \(1, 3, 3\)"),
+        ({"unlabelled_images": np.zeros((2, 1, 2, 2))}, "unlabelled images: expected uint8 .*got float64"),
+        ({"classes": ("x", "x")}, "classes: expected a printable name for each, different from all others, got 'x'"),
+        ({"classes": ("x", "y\n")}, r"classes: .*got 'y\\n'"),
+        ({"classes": ("x", "\udce9")}, r"classes: .*got '\\udce9'"),
     ],
 )
 def test_d3_arrays_of_another_form_are_refused_with_their_name(changed: dict[str, np.ndarray], error: str) -> None:
@@ -51,4 +56,5 @@ def test_the_digest_covers_pixels_and_labels() -> None:
         dataclasses.replace(GOOD, train_images=GOOD.train_images + np.uint8(1)),
         dataclasses.replace(GOOD, test_images=GOOD.test_images + np.uint8(1)),
     ]
-    assert len({GOOD.digest(), *(other.digest() for other in others)}) == 5
+    others += [dataclasses.replace(GOOD, unlabelled_images=GOOD.test_images + np.uint8(n)) for n in (0, 1)]
+    assert len({GOOD.digest(), *(other.digest() for other in others)}) == 7

@@ -81,6 +81,46 @@ def test_a_subset_larger_than_the_data_is_refused() -> None:
         dataset.stratified(np.array([0, 1]), 3, seed=0)
 
 
+@pytest.mark.parametrize("counts", [[50, 50], [2, 2, 2, 50], [1, 3, 40], [1, 1, 1], [2] * 9])
+def test_stratified_can_take_one_of_each_class_and_never_all_of_one(counts: list[int]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    rows = dataset.stratified(labels, len(labels) // 10, seed=3, every_class=True)
+    taken = np.bincount(labels[rows], minlength=len(counts))
+    assert all(take < count for take, count in zip(taken, counts, strict=True))
+    assert all(take > 0 for take, count in zip(taken, counts, strict=True) if count > 1)
+    if min(counts) > 10:
+        assert np.array_equal(rows, dataset.stratified(labels, len(labels) // 10, seed=3))
+
+
+def test_unlabelled_images_train_and_are_in_no_split() -> None:
+    images, labels = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1), np.arange(40) % 2
+    arrays = Arrays("a", images, labels, images[:4] + np.uint8(100), labels[:4], ("x", "y"), unlabelled_images=images[:3] + np.uint8(200))
+    data = dataset.prepare(arrays)
+    trained_on, given = data.training("train+val", labelled=False)
+    assert trained_on.flatten().tolist() == [*range(40), 200, 201, 202]
+    assert given.tolist() == [*labels, -1, -1, -1]
+    for name in ("train", "val", "train+val", "test", "train+val+test"):
+        assert int(data.split(name)[0].max()) < 200
+        assert all(torch.equal(a, b) for a, b in zip(data.training(name, labelled=True), data.split(name), strict=True))
+    assert data.mean[0] == pytest.approx(trained_on.double().mean().item() / 255)
+    colour = dataset.with_channels(data, 3)
+    assert colour.unlabelled_images.shape == (3, 3, 1, 1)
+    assert colour.training("train", labelled=False)[0].shape[1] == 3
+    assert len(dataset.prepare(dataclasses.replace(arrays, unlabelled_images=None)).unlabelled_images) == 0
+
+
+def test_arrays_that_cannot_be_written_to_are_copied_without_a_warning() -> None:
+    images = np.zeros((30, 1, 2, 2), np.uint8)
+    images.flags.writeable = False
+    data = dataset.prepare(Arrays("a", images, np.arange(30) % 2, images[:2], np.array([0, 1]), ("x", "y")))
+    data.images[0] = 1
+    assert not images.any()
+
+
+def test_a_named_data_set_is_described_in_one_line(mini: dataset.Dataset) -> None:
+    assert mini.description == ("Fashion-MNIST mini: train 12,000 images, test 2,000 images, 10 classes",)
+
+
 # ---- a part of the training images ----
 
 

@@ -8,7 +8,8 @@ import signal
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from PIL import Image
 
 from twoviews import runs
 from twoviews.cli import main
-from twoviews.data import dataset, folder
+from twoviews.data import dataset, decoding, folder, pixels
+from twoviews.data.arrays import Arrays
 
 EACH, SIZE = 12, 16  # images per folder of `write_tree`, and their size
+OPTIONS = folder.Options(image_size=SIZE)
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def read(root: Path, **changes: object) -> folder.Arrays:
-    return folder.read(str(root), **{"image_size": SIZE, "on_bad": "stop", **changes})  # type: ignore[arg-type]
+def read(root: Path, **changes: Any) -> Arrays:
+    return folder.read(str(root), folder.Options(**{"image_size": SIZE, **changes}))
 
 
 def test_class_folders_give_the_labels_and_images_of_the_right_size_keep_their_pixels(tmp_path: Path) -> None:
@@ -52,13 +55,13 @@ def test_folders_named_train_and_test_or_val_are_the_splits(tmp_path: Path, othe
 
 def test_without_a_test_split_a_tenth_of_every_class_becomes_one(tmp_path: Path) -> None:
     write_tree(tmp_path / "tree", "a", "b", each=30)
-    data = dataset.load("folder", str(tmp_path / "tree"), image_size=SIZE)
+    data = dataset.load("folder", str(tmp_path / "tree"), options=OPTIONS)
     assert data.test_labels.bincount().tolist() == [3, 3]
     assert data.labels.bincount().tolist() == [27, 27]
     assert data.title == "tree, 16 pixels, a tenth held out as test"
     both = {bytes(x.numpy().tobytes()) for x in [*data.images, *data.test_images]}
     assert len(both) == 60, "an image is in both splits"
-    assert dataset.load("folder", str(tmp_path / "tree"), image_size=SIZE).digest == data.digest
+    assert dataset.load("folder", str(tmp_path / "tree"), options=OPTIONS).digest == data.digest
 
 
 # ---- what becomes of an image ----
@@ -129,7 +132,7 @@ def png(width: int, height: int) -> bytes:
 
 def good(suffix: str) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, folder.SUFFIXES[suffix])
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, {".jpg": "JPEG"}.get(suffix, suffix[1:]))
     return buffer.getvalue()
 
 
@@ -163,7 +166,7 @@ def test_d4_every_bad_file_is_listed(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "tree", "a", "b")
     for name, write in BAD.items():
         write(root / "b" / name)
-    with pytest.raises(ValueError, match=rf"^{len(BAD)} of {2 * EACH + len(BAD)} files are not images") as refused:
+    with pytest.raises(ValueError, match=rf"^{len(BAD)} of {2 * EACH + len(BAD)} files cannot be read as images") as refused:
         read(root)
     text = str(refused.value)
     assert text.endswith("or leave them out with on_bad=skip")
@@ -173,7 +176,7 @@ def test_d4_every_bad_file_is_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_d4_a_bad_file_can_be_left_out_and_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_d4_a_bad_file_can_be_left_out_and_is_recorded(tmp_path: Path, name: str) -> None:
     clean = read(write_tree(tmp_path / "clean", "a", "b"))
     root = write_tree(tmp_path / "tree", "a", "b")
     BAD[name](root / "b" / name)
@@ -182,7 +185,7 @@ def test_d4_a_bad_file_can_be_left_out_and_is_recorded(tmp_path: Path, capsys: p
     assert np.array_equal(arrays.train_labels, clean.train_labels)
     (skipped,) = arrays.skipped
     assert name.encode(errors="backslashreplace").decode() in skipped
-    assert f"1 of {2 * EACH + 1} files are not images and are left out" in capsys.readouterr().out
+    assert any(line.startswith(f"left out: 1 of {2 * EACH + 1} files cannot be read as images: b/") for line in arrays.description)
 
 
 def test_of_many_bad_files_the_first_are_named_and_the_others_counted(tmp_path: Path) -> None:
@@ -198,8 +201,8 @@ def test_of_many_bad_files_the_first_are_named_and_the_others_counted(tmp_path: 
     [
         (lambda root: None, {"image_size": None}, "expected image_size=<width and height in pixels>"),
         (lambda root: (root / "a/000.png").rename(root / "loose.png"), {}, "loose.png and 0 more are outside the class folders"),
-        (lambda root: [path.unlink() for path in (root / "a").iterdir()], {}, "contains 12 images .*expected at least 20"),
-        (lambda root: (write_tree(root, "train/x", each=20), write_tree(root, "test/y")), {}, "contains classes that .*train lacks: y"),
+        (lambda root: [path.unlink() for path in (root / "a").iterdir()], {}, "contains 12 training images: expected at least 20"),
+        (lambda root: (write_tree(root, "train/x", each=20), write_tree(root, "test/y", "test/z")), {}, "classes that train lacks: y, z"),
     ],
 )
 def test_a_tree_that_does_not_fit_is_refused(
@@ -214,9 +217,11 @@ def test_a_tree_that_does_not_fit_is_refused(
 def test_a_missing_folder_and_a_size_for_other_data_are_refused(tmp_path: Path) -> None:
     for place in (None, str(tmp_path / "nowhere")):
         with pytest.raises(ValueError, match="expected data_dir=<folder of images>, got"):
-            folder.read(place, image_size=SIZE, on_bad="stop")
+            folder.read(place, OPTIONS)
     with pytest.raises(ValueError, match="image_size=16: the images of fashion_mini have a fixed size"):
-        dataset.load("fashion_mini", None, image_size=16)
+        dataset.load("fashion_mini", None, options=OPTIONS)
+    with pytest.raises(ValueError, match="layout=classes: fashion_mini does not use it: leave it out"):
+        dataset.load("fashion_mini", None, options=folder.Options(layout="classes"))
 
 
 def test_d4_linked_class_folders_are_followed_and_circles_are_not(tmp_path: Path) -> None:
@@ -243,42 +248,36 @@ def test_d4_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: p
         read(root)
 
 
-class Interrupted(list[Path]):
-    """Paths; Ctrl-C is pressed at the hundredth."""
-
-    def __iter__(self) -> Iterator[Path]:
-        for i, path in enumerate(super().__iter__()):
-            if i == 100:
-                raise KeyboardInterrupt
-            yield path
-
-
 @pytest.mark.parametrize("where", ["between two images", "while work is handed out"])
 def test_ctrl_c_does_not_wait_for_images_that_were_not_started(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
 
-    def slowly(path: Path, size: int | None) -> np.ndarray:
+    def slowly(path: Path, reading: pixels.Reading) -> pixels.Decoded:
         opened.append(path)
         time.sleep(0.02)
-        return np.zeros((3, 8, 8), np.uint8)
+        return pixels.Decoded(np.zeros((3, 8, 8), np.uint8))
 
     def pressed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder, "_open", slowly)
-    paths: list[Path] = [tmp_path / f"{i}.png" for i in range(400)]
+    monkeypatch.setattr(pixels, "decode", slowly)
     if where == "between two images":
-        monkeypatch.setattr(folder.Progress, "add", pressed)
+        monkeypatch.setattr(decoding.Progress, "add", pressed)
     else:
-        paths = Interrupted(paths)
+        submit, calls = ThreadPoolExecutor.submit, iter(range(100))
+
+        def submit_some(pool: ThreadPoolExecutor, *work: Any) -> Any:
+            return submit(pool, *work) if next(calls, None) is not None else pressed()
+
+        monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_some)
     with pytest.raises(KeyboardInterrupt):
-        folder._decode(paths, "some images", None)
+        decoding._decode([tmp_path / f"{i}.png" for i in range(400)], "some images", pixels.Reading(size=None))
     assert len(opened) < 100
 
 
 def test_a_first_ctrl_c_waits_for_the_next_image_and_a_second_one_does_not() -> None:
     def press_twice() -> None:
-        with folder._delayed_interrupt() as raise_if_interrupted:
+        with decoding.delayed_interrupt() as raise_if_interrupted:
             raise_if_interrupted()
             signal.raise_signal(signal.SIGINT)
             for raises in (raise_if_interrupted, lambda: signal.raise_signal(signal.SIGINT)):
@@ -303,7 +302,7 @@ def test_a_folder_is_trained_on_and_evaluated(tmp_path: Path, capsys: pytest.Cap
     (root / "a/bad.png").write_text("not an image")
     words = small.words(root, tmp_path / "runs", *WORDS, recipe="cifar_thin")
     assert main(["pretrain", *words]) == 2
-    assert "1 of 61 files are not images" in capsys.readouterr().err
+    assert "1 of 61 files cannot be read as images" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
     assert main(["pretrain", *words, "on_bad=skip"]) == 0
     path = small.only_run(tmp_path / "runs")
@@ -318,7 +317,7 @@ def test_images_without_classes_are_trained_on_and_not_evaluated(tmp_path: Path,
     assert main(["pretrain", *small.words(root, tmp_path / "runs", *WORDS, recipe="cifar_thin")]) == 0
     path = small.only_run(tmp_path / "runs")
     assert small.summary(path)["evaluations"] == []
-    assert "all images have one class: nothing to evaluate" in capsys.readouterr().out
+    assert "no classes, so there are no accuracies" in capsys.readouterr().out
     assert (path / runs.BACKBONE).is_file()
     assert (path / runs.REPORT).is_file()
     assert all("z_spread" in row for row in runs.read_metrics(path))

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from image_files import SPLITS, write_cifar_tree, write_tree
 from PIL import Image
 
-from twoviews.data import cifar, folder
+from twoviews.data import cache, cifar, folder
+from twoviews.data.arrays import Arrays
 from twoviews.runs import files
 
 Decodings = list[tuple[int, int | None]]
 ONCE = (50, None)  # one decoding of `write_cifar_tree`
 
 
-def read(root: Path, size: int = 16) -> folder.Arrays:
-    return folder.read(str(root), image_size=size, on_bad="stop")
+def read(root: Path, size: int = 16) -> Arrays:
+    return folder.read(str(root), folder.Options(image_size=size))
 
 
 def test_a_tree_is_decoded_once(tmp_path: Path, decodings: Decodings) -> None:
@@ -114,12 +117,62 @@ def test_two_trees_with_files_of_one_size_and_time_have_separate_caches(tmp_path
     assert [read(tmp_path / name).digest() for name in ("one", "two")] == digests
 
 
+@pytest.mark.parametrize("change", [{"background": "black"}, {"value_range": (0.0, 9.0)}, {"image_size": 24}])
+def test_images_that_are_read_in_another_way_are_decoded_again(tmp_path: Path, decodings: Decodings, change: dict[str, Any]) -> None:
+    root = write_tree(tmp_path / "tree", "a", "b")
+    for options in ({}, change, {}, change):
+        folder.read(str(root), folder.Options(**{"image_size": 16, **options}))
+    assert len(decodings) == 2
+
+
+def test_bad_files_and_their_reasons_are_cached(tmp_path: Path, decodings: Decodings) -> None:
+    root = write_tree(tmp_path / "tree", "a", "b")
+    (root / "a/bad.png").write_text("not an image")
+    options = folder.Options(image_size=16, on_bad="skip")
+    first, second = (folder.read(str(root), options) for _ in range(2))
+    assert len(decodings) == 1
+    assert first.digest() == second.digest()
+    assert first.skipped == second.skipped != ()
+    assert first.description == second.description
+    Image.new("RGB", (16, 16), "red").save(root / "a/bad.png")  # repaired
+    assert folder.read(str(root), options).skipped == ()
+
+
+def test_the_mode_of_a_file_is_part_of_the_key(tmp_path: Path, decodings: Decodings) -> None:
+    root = write_tree(tmp_path / "tree", "a", "b")
+    (root / "a/000.png").chmod(0o200)  # a file that cannot be read is bad, until it can
+    read(root)
+    (root / "a/000.png").chmod(0o644)
+    read(root)
+    assert len(decodings) == 2
+
+
+def test_the_cache_is_read_and_written_without_another_copy_of_the_images(own_cache: Path) -> None:
+    images = np.zeros((100, 3, 256, 256), np.uint8)
+    tracemalloc.start()
+    cache.write(b"key", images, {})
+    extra = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    found = cache.read(b"key")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found is not None
+    assert np.array_equal(found[0], images)
+    assert extra < 0.1 * images.nbytes
+    assert peak < 1.1 * images.nbytes
+
+
 # ---- a cache that cannot be written ----
 
 
-def test_a_cache_that_cannot_be_written_costs_one_line(tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_that_cannot_be_written_costs_one_line(
+    tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *parts: bytes) -> None:
+        raise OSError(30, "Read-only file system")
+
     write_cifar_tree(tmp_path / "tree")
-    own_cache.write_text("a file in place of the folder")
+    monkeypatch.setattr(cache, "write_atomic", refuse)
     assert len(cifar.read(str(tmp_path / "tree")).train_images) == 30
     assert "could not be written" in capsys.readouterr().out
 

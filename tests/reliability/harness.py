@@ -228,7 +228,7 @@ class Harness:
             code = wait(pid, 30)
             if code != 130 or "Traceback" in self.log.read_text():
                 wrong.append(f"exit code {code}: {self.log.read_text()[-300:]}")
-            if (place / "runs").exists() or list((place / "cache").rglob("*.npy*")):
+            if (place / "runs").exists() or list((place / "cache").rglob("images-*")):
                 wrong.append("a run folder or a part of the cache was left behind")
         return {"runs": count, "wrong": wrong}
 

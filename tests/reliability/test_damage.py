@@ -151,7 +151,7 @@ def test_c5_a_damaged_cache_of_images_is_decoded_again(
             Image.fromarray(np.full((16, 16, 3), i * 9, np.uint8)).save(tmp_path / "tree" / name / f"{i}.png")
 
     def read() -> Any:
-        return trees.read(str(tmp_path / "tree"), image_size=16, on_bad="stop").digest()
+        return trees.read(str(tmp_path / "tree"), trees.Options(image_size=16)).digest()
 
     digest = read()
     (cache,) = (tmp_path / "cache/twoviews").iterdir()

@@ -1,9 +1,12 @@
 """The result of every reader: labelled images of the two official splits, as numpy arrays."""
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+
+from twoviews.data.names import escaped
 
 
 @dataclass(frozen=True)
@@ -14,11 +17,14 @@ class Arrays:
         title: its name in tables, which also says where the pixels are not the official ones.
         train_images, test_images: (N, C, H, W) uint8.
         train_labels, test_labels: (N,) int64 in [0, len(classes)).
-        classes: their names.
+        classes: their names, each once.
         skipped: files that were left out, each with the reason.
+        unlabelled_images: (M, C, H, W) uint8, images that only train, or None.
+        description: what was read, one line each; the first names the source. Empty: one line of counts is enough.
+        train_names, test_names: file names of the images, or empty.
 
     Raises:
-        ValueError: if an array has another form, with the name of the array.
+        ValueError: if an array has another form, with the name of the array, or a class has no printable name of its own.
     """
 
     title: str
@@ -28,6 +34,10 @@ class Arrays:
     test_labels: np.ndarray
     classes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    unlabelled_images: np.ndarray | None = None
+    description: tuple[str, ...] = ()
+    train_names: tuple[str, ...] = ()
+    test_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for split, images, labels in (("train", self.train_images, self.train_labels), ("test", self.test_images, self.test_labels)):
@@ -43,15 +53,19 @@ class Arrays:
                 )
         if not len(self.train_images):
             raise ValueError(f"{self.title}, train images: expected at least one, got none")
-        if self.test_images.shape[1:] != self.train_images.shape[1:]:
-            raise ValueError(
-                f"{self.title}, test images: expected (C, H, W) as in the train images, {self.train_images.shape[1:]}, "
-                f"got {self.test_images.shape[1:]}"
-            )
+        for split, others in (("test", self.test_images), ("unlabelled", self.unlabelled_images)):
+            if others is not None and (others.dtype != np.uint8 or others.shape[1:] != self.train_images.shape[1:]):
+                raise ValueError(
+                    f"{self.title}, {split} images: expected uint8 of (C, H, W) as in the train images, {self.train_images.shape[1:]}, "
+                    f"got {others.dtype} {others.shape[1:]}"
+                )
+        if wrong := [name for name, count in Counter(self.classes).items() if count > 1 or name != escaped(name)]:
+            raise ValueError(f"{self.title}, classes: expected a printable name for each, different from all others, got {wrong[0]!a}")
 
     def digest(self) -> str:
         """Return the SHA-256 of pixels and labels in hexadecimal: it identifies the data set of a run."""
         sha = hashlib.sha256()
-        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+        unlabelled = () if self.unlabelled_images is None else (self.unlabelled_images,)
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels, *unlabelled):
             sha.update(np.ascontiguousarray(array).data)
         return sha.hexdigest()
