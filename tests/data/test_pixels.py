@@ -148,6 +148,12 @@ def test_edges_do_not_take_the_colour_under_transparent_pixels(tmp_path: Path) -
     pixels[:, :31] = 255  # opaque white beside transparent black
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert (read(tmp_path / "a.png", Reading(8)).pixels == 255).all()
+    stripes = Image.fromarray(np.tile(np.array([0, 1], np.uint8), (64, 32)))
+    stripes = stripes.convert("P")
+    stripes.putpalette([0, 0, 0, 255, 0, 0])
+    stripes.save(tmp_path / "b.png", transparency=1)  # every second column is transparent
+    mixed = read(tmp_path / "b.png", Reading(8)).pixels[:, :, 1:-1]
+    assert np.abs(mixed.astype(int) - 128).max() < 8
 
 
 # ---- wide and float values ----
