@@ -4,42 +4,48 @@ This file decides which images and labels each probe sees, and compares predicti
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from twoviews import build
 from twoviews.config import Config
 from twoviews.data.dataset import Dataset, stratified
-from twoviews.probes import knn, minibatch, protocols
-from twoviews.probes.diagnostics import alignment, confusion, per_class, rankme, spread, uniformity
-from twoviews.probes.embed import CHUNK, frozen, pixels
+from twoviews.probes import cost, minibatch, protocols
+from twoviews.probes.diagnostics import confusion, per_class
+from twoviews.probes.embed import pixels
 from twoviews.probes.finetune import finetune
-from twoviews.rng import permutation
+from twoviews.progress import duration
 from twoviews.runs import tables
 
 RANDOM = "random_initialisation"
-DIAGNOSED = 2000  # images that `diagnose` uses
 SEEN = "test, its images trained on"  # name of the split where the run trained on test images
-SHOWN, SHOWN_NEAREST, SHOWN_BANK = 8, 6, 10_000  # of `neighbours`: queries, images for each, and images they are chosen from
+LEFT_OUT = "train+val, leaving one out"  # name of the split where there are no test images
 LABELLED = 1000  # this plus the seed chooses which images keep their labels in probes of few labels
 
 Split = tuple[Tensor, Tensor]  # images (N, C, H, W) uint8 or features (N, D), and labels (N,)
 
 
 def evaluate(
-    cfg: Config, parts: build.Parts, probes: tuple[str, ...], *, data: Dataset, seed: int, of: str = "trained", max_steps: int | None = None
+    cfg: Config,
+    parts: build.Parts,
+    probes: tuple[str, ...],
+    *,
+    data: Dataset,
+    seed: int,
+    of: str = "trained",
+    max_steps: int | None = None,
+    store: Callable[[list[dict[str, Any]], list[str]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Return rows for raw pixels, the random initialisation and the trained backbone.
 
     Linear probes on augmented images evaluate the trained backbone only. With `train_on=train+val`, evaluation uses the test
     split, once. With `train_on=train` it uses the validation split, so that the test set stays untouched; a part of `train`
     then serves to choose hyper-parameters. With `train_on=train+val+test` (as in some papers) it uses the test split, and
-    every row says so.
+    every row says so. A data set without test images is evaluated by kNN that leaves out one image at a time.
 
     Args:
         cfg: of the run.
@@ -49,6 +55,7 @@ def evaluate(
         seed: of probes trained by minibatches (initial weights, order, crops) and of the choice of labelled images.
         of: name of the backbone in the rows.
         max_steps: stop probes that are trained by minibatches after so many steps.
+        store: called as each probe ends, with all rows so far and the names of the probes that are left.
 
     Returns:
         Rows of the summary: what was evaluated, the protocol, `seconds`, `accuracy` in [0, 1], and the accuracy of each class.
@@ -58,39 +65,39 @@ def evaluate(
         FloatingPointError: if a probe trained by minibatches diverges.
     """
     if len(data.classes) < 2:
-        print(f"{data.title}: all images have one class: nothing to evaluate")
+        print(f"{data.title}: no classes, so there are no accuracies: see the statistics of the features, the map and the neighbours")
         return []
     check(cfg, probes, data)
     train, val, test, split = _splits(cfg, data, own=data.digest == parts.dataset.digest)
-    evaluation = Evaluation(parts, train, val, test, len(data.classes), _schedule(cfg), seed, max_steps)
-    votes = {features: protocols.votes(probes, features) for features in ("h", "z")}
-    fitted = [name for name in probes if name not in (*protocols.KNN, *protocols.ON_IMAGES)]
-    _print_skipped(cfg, parts, votes, len(train[1]) + len(val[1]))
+    evaluation = Evaluation(parts, train, val, test, len(data.classes), _schedule(cfg), seed, max_steps, split == LEFT_OUT)
+    steps = evaluation.steps(probes)
+    _print_skipped(cfg, parts, probes, evaluation)
     modules = _modules(cfg, parts, of)
+    if steps:
+        seconds = evaluation.predict_seconds(steps, modules[of]["h"])
+        print(f"evaluating {len(steps)} {'probe' if len(steps) == 1 else 'probes'}: about {duration(seconds)} (predicted)", flush=True)
     rows: list[dict[str, Any]] = []
-    for kind, by_features in modules.items():
-        for features in ("h", "z"):
-            if features in by_features and (votes[features] or (features == "h" and fitted)):
-                module, name = by_features[features], f"embed, {kind.replace('_', ' ')}"
-                predictions = evaluation.on_features(module, name, votes[features], fitted if features == "h" else [])
+    for number, names in enumerate(steps):
+        print(f"probe {number + 1} of {len(steps)}: {', '.join(names)}", flush=True)
+        for kind, by_features in modules.items():
+            for features, module in by_features.items():
+                predictions = evaluation.predictions(names, kind, features, module)
                 evaluated = {"of": kind, "features": "pixels" if module is None else features, "split": split}
-                rows += evaluation.score(evaluated, predictions)
-    for probe in (name for name in probes if name in protocols.ON_IMAGES):
-        for kind in (RANDOM, of) if probe in protocols.TUNED else (of,):  # fine-tuned random weights show the effect of labels alone
-            backbone = modules[kind]["h"]
-            assert backbone is not None, "pixels have no module"
-            for share in protocols.SHARES.get(probe, (1.0,)):
-                evaluated = {"of": kind, "features": "h", "split": split}
-                rows += evaluation.score(evaluated, evaluation.on_images(probe, share, backbone))
+                rows += [scored({**evaluated, **row}, predicted, test[1], len(data.classes)) for row, predicted in predictions]
+        if store is not None:
+            store(rows, [name for later in steps[number + 1 :] for name in later])
     return rows
 
 
-def _print_skipped(cfg: Config, parts: build.Parts, votes: Mapping[str, tuple[protocols.Vote, ...]], bank_rows: int) -> None:
-    """Print which kNN protocols cannot be evaluated."""
-    if votes["z"] and "z" not in parts.method.modules_to_probe():
+def _print_skipped(cfg: Config, parts: build.Parts, probes: tuple[str, ...], evaluation: "Evaluation") -> None:
+    """Print which probes cannot be evaluated."""
+    if protocols.votes(probes, "z") and "z" not in parts.method.modules_to_probe():
         print(f"{cfg.method} has no projector: probes of z are skipped")
-    if too_large := sorted({vote.k for both in votes.values() for vote in both if vote.k > bank_rows}):
-        print(f"kNN with k = {', '.join(map(str, too_large))} is skipped: the bank has {bank_rows} rows")
+    rows = evaluation.bank_rows()
+    if too_large := sorted({vote.k for both in ("h", "z") for vote in protocols.votes(probes, both) if vote.k > rows}):
+        print(f"kNN with k = {', '.join(map(str, too_large))} is skipped: the bank has {rows} rows")
+    if evaluation.leave_one_out and (fitted := [name for name in probes if name not in protocols.KNN]):
+        print(f"too few images per class for a test split: kNN leaves one image out at a time; {', '.join(fitted)} skipped")
 
 
 def check(cfg: Config, probes: tuple[str, ...], data: Dataset) -> None:
@@ -126,6 +133,7 @@ class Evaluation:
         classes: of the data set.
         schedule: returns the schedule of a probe, as `protocols.schedule`.
         seed, max_steps: see `evaluate`.
+        leave_one_out: the images of `test` are those of `train` and `val`; kNN leaves out the image itself.
     """
 
     parts: build.Parts
@@ -136,27 +144,66 @@ class Evaluation:
     schedule: Callable[..., minibatch.Schedule]
     seed: int
     max_steps: int | None
+    leave_one_out: bool = False
+    cache: dict[tuple[str, str], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)  # features of networks, used by several probes
 
-    def on_features(
-        self, module: nn.Module | None, name: str, votes: tuple[protocols.Vote, ...], fitted: list[str]
-    ) -> list[protocols.Prediction]:
-        """Return predictions of kNN and linear probes on the features of a module, or on pixels (None)."""
-        train, val, test = (
-            pixels(images) if module is None else self.parts.embed(module, images, name) for images, _ in (self.train, self.val, self.test)
-        )
+    def steps(self, probes: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """Return the probes in the order of evaluation; all kNN protocols are one step, because one search serves them."""
+        votes = tuple(name for name in probes if name in protocols.KNN)
+        others = [] if self.leave_one_out else [name for name in probes if name not in protocols.KNN]
+        ordered = sorted(others, key=lambda name: name in protocols.ON_IMAGES)  # the slow ones last
+        return [*([votes] if votes else []), *((name,) for name in ordered)]
+
+    def bank_rows(self) -> int:
+        """Return the number of rows that kNN chooses from."""
+        return len(self.train[1]) + len(self.val[1]) - self.leave_one_out
+
+    def predictions(self, names: tuple[str, ...], kind: str, features: str, module: nn.Module | None) -> list[protocols.Prediction]:
+        """Return the predictions of one step on the features `h` or `z` of a module, or on pixels (None)."""
+        if names[0] in protocols.ON_IMAGES:
+            wanted = features == "h" and module is not None and (kind != RANDOM or names[0] in protocols.TUNED)
+            shares = protocols.SHARES.get(names[0], (1.0,))  # fine-tuned random weights show the effect of labels alone
+            return [one for share in shares for one in self.on_images(names[0], share, module)] if wanted and module is not None else []
+        if names[0] not in protocols.KNN:
+            return self.fitted(names[0], *self.features(kind, features, module)) if features == "h" else []
+        votes = [vote for vote in protocols.votes(names, features) if vote.k <= self.bank_rows()]
+        if not votes:
+            return []
+        train, val, test = self.features(kind, features, module)
         bank = torch.cat([train, val]), torch.cat([self.train[1], self.val[1]])
-        predictions = protocols.neighbours(votes, bank=bank, test=test, classes=self.classes)
-        for probe in fitted:
-            training = self.schedule(probe) if probe == "linear_precomp adam" else None
-            for share in protocols.SHARES.get(probe, (None,)):
-                fit, choose = ((train, self.train[1]), (val, self.val[1])) if share is None else self.few_labels(bank, share)
-                options: dict[str, Any] = {"training": training, "seed": self.seed, "max_steps": self.max_steps}
-                predictions += protocols.predict(probe, train=fit, val=choose, test=test, classes=self.classes, **options)
+        return protocols.neighbours(votes, bank=bank, test=test, classes=self.classes, leave_one_out=self.leave_one_out)
+
+    def features(self, kind: str, features: str, module: nn.Module | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the features of train, val and test. Pixels are computed again for each probe, to save memory."""
+        if (kind, features) in self.cache:
+            return self.cache[kind, features]
+        name = f"embed, {kind.replace('_', ' ')}"
+        splits = [self.train, self.val] if self.leave_one_out else [self.train, self.val, self.test]
+        computed = [pixels(images) if module is None else self.parts.embed(module, images, name) for images, _ in splits]
+        train, val, test = [*computed, torch.cat(computed)][:3]
+        if module is not None:
+            self.cache[kind, features] = train, val, test
+        return train, val, test
+
+    def fitted(self, probe: str, train: Tensor, val: Tensor, test: Tensor) -> list[protocols.Prediction]:
+        """Return predictions of a linear probe on features."""
+        bank = torch.cat([train, val]), torch.cat([self.train[1], self.val[1]])
+        training = self.schedule(probe) if probe == "linear_precomp adam" else None
+        predictions = []
+        for share in protocols.SHARES.get(probe, (None,)):
+            fit, choose = ((train, self.train[1]), (val, self.val[1])) if share is None else self.few_labels(bank, share)
+            options: dict[str, Any] = {"training": training, "seed": self.seed, "max_steps": self.max_steps}
+            predictions += protocols.predict(probe, train=fit, val=choose, test=test, classes=self.classes, **options)
         return predictions
 
-    def score(self, evaluated: dict[str, str], predictions: list[protocols.Prediction]) -> list[dict[str, Any]]:
-        """Return predictions as rows of the summary, each with what was evaluated and with its accuracy."""
-        return [scored({**evaluated, **row}, predicted, self.test[1], self.classes) for row, predicted in predictions]
+    def predict_seconds(self, steps: list[tuple[str, ...]], backbone: nn.Module | None) -> float:
+        """Return roughly how long these steps take, from two short measurements."""
+        assert backbone is not None, "the trained backbone is no baseline"
+        images, embed = self.train[0], self.parts.embed
+        rates = cost.measure(lambda n: embed(backbone, images[torch.arange(n) % len(images)], "embed, measured"))
+        dims = (images[0].numel(), embed(backbone, images[:1], "embed, measured").shape[1])
+        rows, queries = len(self.train[1]) + len(self.val[1]), len(self.test[1])
+        return cost.seconds(steps, rates, rows=rows, queries=queries, dims=dims, classes=self.classes, schedule=self.schedule)
 
     def few_labels(self, bank: Split, share: float) -> tuple[Split, Split]:
         """Return a share of the labelled rows in two parts: one to fit on, one to choose the weight decay by."""
@@ -205,7 +252,11 @@ class Evaluation:
 def _splits(cfg: Config, data: Dataset, *, own: bool) -> tuple[Split, Split, Split, str]:
     """Return the images to fit probes on, to choose hyper-parameters by and to predict, and the name of the last split."""
     if cfg.train_on != "train":
-        return data.split("train"), data.split("val"), data.split("test"), SEEN if cfg.train_on == "train+val+test" and own else "test"
+        train, val = data.split("train"), data.split("val")
+        if not len(data.test_labels):
+            both = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
+            return train, val, both, LEFT_OUT
+        return train, val, data.split("test"), SEEN if cfg.train_on == "train+val+test" and own else "test"
     images, labels = data.split("train")
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     held_out[torch.from_numpy(stratified(labels.numpy(), len(data.val_rows), seed=1))] = True
@@ -228,55 +279,6 @@ def scored(row: dict[str, Any], predicted: Tensor, labels: Tensor, classes: int)
     if tables.is_headline(row):
         row["confusion"] = confusion(predicted, labels, classes)
     return row
-
-
-@torch.no_grad()
-def diagnose(cfg: Config, parts: build.Parts) -> dict[str, dict[str, float]]:
-    """Return statistics of the trained method's h and z, on images of `val` and on two views of each.
-
-    Returns:
-        {features: {std, rankme, uniformity, alignment}}, alignment only if the recipe has two views.
-    """
-    images = parts.dataset.split("val")[0]
-    images = images[:: -(-len(images) // DIAGNOSED)].to(parts.machine.device)
-    unseen = cfg.epochs * parts.steps_per_epoch  # the first step after the run
-    u = parts.views.draw(cfg.seed, unseen, len(images)).to(images.device, parts.machine.dtype)
-    views = build.make_views(parts.machine, parts.views)(images, u)[:2]
-    statistics = {}
-    for name, module in parts.method.modules_to_probe().items():
-        z = parts.embed(module, images, f"diagnose, {name}")
-        statistics[name] = {"std": spread(z), "rankme": rankme(z), "uniformity": uniformity(z)}
-        if len(views) == 2:
-            with frozen(module), parts.machine.autocast():
-                a, b = (torch.cat([module(x).float() for x in torch.split(view, CHUNK)]) for view in views)
-            statistics[name]["alignment"] = alignment(a, b)
-    return statistics
-
-
-@torch.no_grad()
-def neighbours(cfg: Config, parts: build.Parts) -> dict[str, Any]:
-    """Return random images of the evaluated split, one of each class, and the training images nearest to each by cosine.
-
-    Returns:
-        {split: its name, queries: rows of the split, raw_pixels and trained: for each query, rows of the training images}.
-    """
-    data = parts.dataset
-    split = "val" if cfg.train_on == "train" else "test"
-    bank = torch.arange(len(data.labels))
-    bank = bank[~torch.isin(bank, data.val_rows)] if split == "val" else bank
-    bank = bank[:: -(-len(bank) // SHOWN_BANK)]
-    images, labels = data.split(split)
-    order = permutation(0, 0, len(labels))  # files of one name can be of one source
-    first = order[np.unique(labels[order].numpy(), return_index=True)[1]]
-    queries = first[:SHOWN] if len(first) > 1 else order[:SHOWN]
-    found: dict[str, Any] = {"split": split, "queries": queries.tolist()}
-    for of, module in (("raw_pixels", None), ("trained", parts.method.modules_to_probe()["h"])):
-        features, wanted = (
-            pixels(x) if module is None else parts.embed(module, x, "embed, neighbours") for x in (data.images[bank], images[queries])
-        )
-        nearest = knn.search(features, wanted, k=min(SHOWN_NEAREST, len(bank)), metrics=("cosine",))["cosine"]
-        found[of] = bank[nearest.rows].tolist()
-    return found
 
 
 def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:

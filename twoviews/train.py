@@ -6,6 +6,7 @@ uint8    V views       h            z        scalar    params
 
 import math
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,12 +31,19 @@ MONITOR_BANK, MONITOR_K = 10_000, 10  # kNN while training: training images only
 REPLAY_LOSSES = 100  # losses kept in replay.json
 MONITOR_Z = 2000  # images whose projections show a collapse
 
+OnStep = Callable[[int, dict[str, Any]], bool | None]
 
-def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, Any]]:
+
+def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None = None) -> tuple[int, dict[str, Any]]:
     """Train from the folder's checkpoint, if it has one, to the last step or a signal.
 
+    Args:
+        cfg, parts, run: of the run.
+        on_step: called after each step with the number of steps done and the row of metrics that was written last ({} before
+            the first); True stops the run with a checkpoint.
+
     Returns:
-        (exit code: 0, or 128 + signal, the `train` entry of the summary).
+        (exit code: 0, or 128 + signal, the `train` entry of the summary; {} if the run was stopped).
 
     Raises:
         FloatingPointError: if a loss or a weight is not finite. The last checkpoint stays, and `replay.json` says how to
@@ -67,7 +75,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder) -> tuple[int, dict[str, 
             bar.add()
             trace.step()
             # important: read the flag once per step. A signal that arrives below, in a probe or a save, is handled in the next step.
-            stopping = stop.signal is not None
+            stopping = stop.signal is not None or (on_step is not None and bool(on_step(done, log.latest)))
             probing, keeping = plan.due(done, "probe_every"), plan.due(done, "log_interval")
             saving = plan.due(done, "checkpoint_every") or stopping or done == plan.last
             if done - start == PREDICT_AT:
@@ -135,6 +143,7 @@ class StepLog:
     clock: Clock
     flops: int | None  # of a full step
     rows: list[dict[str, Any]] = field(default_factory=list)
+    latest: dict[str, Any] = field(default_factory=dict)  # the row that was written last
     batch_sizes: set[int] = field(default_factory=set)  # the first step of each size may compile
 
     def add(self, step: int, loss: Tensor, extras: dict[str, Tensor], rate: float, *, batch_size: int) -> None:
@@ -183,6 +192,7 @@ class StepLog:
             self.rows[-1].update({"tflops": round(achieved / 1e12, 4)} | ({"mfu": round(achieved / peak, 4)} if peak else {}))
         self.rows[-1].update(probes)
         self.run.log(self.rows)
+        self.latest = self.rows[-1]
         self.rows.clear()
 
 
@@ -240,7 +250,7 @@ def monitor(parts: Parts, bar: Progress, done: int) -> dict[str, float]:
     rows = torch.from_numpy(stratified(train_labels.numpy(), min(MONITOR_BANK, len(train_labels)), seed=0))
     bank = parts.embed(modules["h"], train_images[rows], "probe")
     queries = parts.embed(modules["h"], val_images, "probe")
-    z = parts.embed(modules.get("z", modules["h"]), val_images[:: -(-len(val_images) // MONITOR_Z)], "probe")
+    z = parts.embed(modules.get("z", modules["h"]), parts.sample(MONITOR_Z), "probe")
     k = min(MONITOR_K, len(bank))
     z_spread, rank = spread(z), rankme(z)
     values = {"z_spread": z_spread, "z_rankme": rank}

@@ -14,7 +14,7 @@ import tiny as small
 import torch
 from command_helpers import PLAIN, RECIPE, cut_mini, poisoned, pretrained, protocols_only, refused, weights
 
-from twoviews import build, config, evaluation, runs, train
+from twoviews import build, config, evaluation, inspection, runs, train
 from twoviews.cli import main
 from twoviews.data import READERS
 from twoviews.data.dataset import load
@@ -130,11 +130,11 @@ def test_diagnosing_leaves_the_method_as_it_is_and_needs_no_label(tiny: list[str
     cfg = config.load("pretrain", tiny)
     parts = build.build(cfg)
     before = {name: tensor.clone() for name, tensor in parts.method.state_dict().items()}
-    found = evaluation.diagnose(cfg, parts)
+    found = inspection.diagnose(cfg, parts)
     assert parts.method.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.method.state_dict().items())
     parts.dataset.labels.zero_()
-    assert evaluation.diagnose(cfg, parts) == found
+    assert inspection.diagnose(cfg, parts) == found
 
 
 @pytest.mark.parametrize("train_on", ["train+val", "train"])
@@ -142,7 +142,7 @@ def test_neighbours_are_the_nearest_training_images_of_one_image_per_class(tiny:
     cfg = config.load("pretrain", [*tiny, f"train_on={train_on}"])
     parts = build.build(cfg)
     before = {name: tensor.clone() for name, tensor in parts.method.state_dict().items()}
-    found = evaluation.neighbours(cfg, parts)
+    found = inspection.neighbours(cfg, parts)
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.method.state_dict().items())
     data, split = parts.dataset, {"train+val": "test", "train": "val"}[train_on]
     images, labels = data.split(split)
@@ -164,7 +164,7 @@ def test_neighbours_are_the_nearest_training_images_of_one_image_per_class(tiny:
 def test_neighbours_of_images_without_classes_are_of_several_images(tiny: list[str]) -> None:
     parts = build.build(cfg := config.load("pretrain", tiny))
     one = replace(parts.dataset, test_labels=torch.zeros_like(parts.dataset.test_labels))
-    assert len(set(evaluation.neighbours(cfg, replace(parts, dataset=one))["queries"])) == 8
+    assert len(set(inspection.neighbours(cfg, replace(parts, dataset=one))["queries"])) == 8
 
 
 def test_projections_are_evaluated_after_training_and_again_from_the_checkpoint(

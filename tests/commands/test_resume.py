@@ -142,7 +142,7 @@ def test_a_resumed_run_continues_to_its_end_with_the_machine_keys_of_the_manifes
 ) -> None:
     seen: list[Any] = []
     real = build.build
-    monkeypatch.setattr(build, "build", lambda cfg: seen.append(cfg) or real(cfg))
+    monkeypatch.setattr(build, "build", lambda cfg, data=None: seen.append(cfg) or real(cfg, data))
     manifest = small.read_json(cut_short, runs.MANIFEST)
     assert main(["pretrain", f"resume={cut_short}"]) == 0
     assert all(seen[0][key] == manifest[key] for key in ("device", "threads", "precision", "compile"))
@@ -153,7 +153,7 @@ def test_a_resumed_run_continues_to_its_end_with_the_machine_keys_of_the_manifes
 def test_what_auto_became_does_not_change_on_resume(
     cut_short: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(cfg: config.Config) -> None:
+    def stop(cfg: config.Config, data: None) -> None:
         raise ValueError(f"threads={cfg.threads}, precision={cfg.precision}")
 
     small.change(cut_short, runs.MANIFEST, threads=3, precision="fp64")  # as on a machine that chose these

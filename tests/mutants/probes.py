@@ -134,8 +134,8 @@ MUTANTS = [
     Mutant(
         "weight decay chosen on test",
         "evaluation.py",
-        'data.split("train"), data.split("val"), data.split("test"), SEEN',
-        'data.split("train"), data.split("test"), data.split("test"), SEEN',
+        'return train, val, data.split("test"), SEEN',
+        'return train, data.split("test"), data.split("test"), SEEN',
         "test_wrong_test_labels_change_the_final_accuracy_and_nothing_else",
     ),
     Mutant(
@@ -168,7 +168,7 @@ MUTANTS = [
     ),
     Mutant(
         "alignment of a view with itself",
-        "evaluation.py",
+        "inspection.py",
         "= alignment(a, b)",
         "= alignment(a, a)",
         "test_a_row_has_the_accuracy_of_each_class_and_the_summary_describes_the_features",

@@ -199,3 +199,24 @@ def test_knn_refuses_what_does_not_fit(changes: dict[str, Any], message: str) ->
     assert knn(**arguments) == {1: 1.0}
     with pytest.raises(ValueError, match=message):
         knn(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])  # far from zero, the metrics have products of their own
+def test_leaving_one_out_no_row_is_its_own_neighbour_and_all_others_are_as_without_it(offset: float) -> None:
+    bank = blobs(1100, 6, 5, seed=0)[0] + offset  # three parts of a search
+    bank[1:40] = bank[0]  # rows at equal distance, of which one is the query itself
+    found = search(bank, bank, k=7, leave_one_out=True)
+    for row in (0, 20, 499, 500, 1099):
+        others = torch.cat([bank[:row], bank[row + 1 :]])
+        for metric, expected in search(others, bank[row : row + 1], k=7).items():
+            rows = expected.rows[0] + (expected.rows[0] >= row)
+            assert found[metric].rows[row].tolist() == rows.tolist()
+            torch.testing.assert_close(found[metric].similarity[row], expected.similarity[0])
+
+
+def test_leaving_one_out_needs_the_bank_as_queries_and_one_row_more_than_k() -> None:
+    bank = torch.eye(4)
+    with pytest.raises(ValueError, match="leave_one_out expects the bank's 4 rows as queries, got 3"):
+        search(bank, bank[:3], k=1, leave_one_out=True)
+    with pytest.raises(ValueError, match=r"every k in \[1, 3\]"):
+        search(bank, bank, k=4, leave_one_out=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from twoviews import build, evaluate, runs, train
-from twoviews.data import folder as images
+from twoviews import build, evaluation, runs, train
+from twoviews.data import pixels
 from twoviews.methods import METHODS
 from twoviews.runs import checkpoint, files
 
@@ -23,7 +23,7 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
     "start": (build, "build", 1),
     "probe": (train, "monitor", 2),
     "save": (checkpoint, "write_atomic", 2),
-    "evaluation": (evaluate, "evaluate", 1),
+    "evaluation": (evaluation, "evaluate", 1),
 }
 POINTS = (
     *("before the file", "half of the file", "before the file is flushed", "after the file is flushed"),
@@ -77,14 +77,14 @@ def endless_step(step: int, mark: Path) -> None:
 def slow_decoding() -> None:
     """Lead a process group of its own, and decode two images per second and thread."""
     os.setsid()
-    real = images._open
+    real = pixels.decode
 
-    def slow(path: Path, size: int | None) -> Any:
+    def slow(path: Path, reading: pixels.Reading) -> Any:
         print("decoding", flush=True)
         time.sleep(0.5)
-        return real(path, size)
+        return real(path, reading)
 
-    images._open = slow
+    pixels.decode = slow
 
 
 def kill_in_a_save(point: str) -> None:

@@ -13,41 +13,33 @@ import yaml
 from twoviews import build, config, device, evaluation, runs, train
 from twoviews.config import Config
 from twoviews.config.schema import RULES, keys
+from twoviews.data.arrays import Arrays
+from twoviews.finish import finish
 from twoviews.methods import METHODS
 from twoviews.models.resnet import has_imagenet_stem
 from twoviews.probes import protocols
-from twoviews.report import html
-from twoviews.report.text import accuracy_table
 from twoviews.runs import formats, manifest, tables
-
-
-def pretrain(recipe: str, **overrides: Any) -> Path:
-    """Train a recipe and evaluate it, as `twoviews pretrain recipe=... key=value` does.
-
-    Args:
-        recipe: a file in `config/recipes`, without its ending.
-        overrides: keys and values, such as `epochs=5, seed=1`.
-
-    Returns:
-        The run folder: `summary.json`, `report.html`, `backbone.safetensors` and the rest.
-
-    Raises:
-        ValueError: if a key or value is refused.
-        InterruptedError: if a signal stopped the run; `resume=` continues from its checkpoint.
-    """
-    cfg = config.load("pretrain", [f"recipe={recipe}", *(config.word(key, value) for key, value in overrides.items())])
-    path, code = _pretrain(cfg)
-    if code:
-        raise InterruptedError(f"stopped by signal {code - 128}: to continue: pretrain({recipe!r}, resume={str(path)!r})")
-    return path
 
 
 def run(cfg: Config) -> int:
     """Train, evaluate and report one run."""
-    return _pretrain(cfg)[1]
+    return run_pretrain(cfg)[1]
 
 
-def _pretrain(cfg: Config) -> tuple[Path, int]:
+def run_pretrain(cfg: Config, *, data: Arrays | None = None, on_step: train.OnStep | None = None) -> tuple[Path, int]:
+    """Train, evaluate and report one run.
+
+    Args:
+        cfg: of the run.
+        data: images and labels; None: those of `cfg.dataset`.
+        on_step: see `train.fit`.
+
+    Returns:
+        (the run folder, 0 or 128 + the signal that stopped the run).
+
+    Raises:
+        runs.StepFailed: if a step after training failed.
+    """
     began = time.perf_counter()
     name = f"{cfg.recipe}-{cfg.dataset}-{cfg.backbone}"
     existing = _existing(cfg, name)
@@ -62,41 +54,46 @@ def _pretrain(cfg: Config) -> tuple[Path, int]:
             folder = stack.enter_context(runs.RunFolder(path))  # before the data are read: a second process stops at once
             cfg = _resumed(cfg, path)
             probes = protocols.parse(cfg.probes, cfg.solver)
-            parts = build.build(cfg)
+            parts = build.build(cfg, data)
             runs.check_data(path, parts.dataset.digest)
             _check_backends(path, parts)
             evaluation.check(cfg, probes, parts.dataset)
         else:
             probes = protocols.parse(cfg.probes, cfg.solver)
-            parts = build.build(cfg)  # before the folder: a refused command leaves nothing behind
+            parts = build.build(cfg, data)  # before the folder: a refused command leaves nothing behind
             evaluation.check(cfg, probes, parts.dataset)
-            text = yaml.safe_dump(dict(cfg), sort_keys=False)
+            text = yaml.safe_dump(config.stored(cfg), sort_keys=False)
             path = runs.create(Path(cfg.runs_dir), name, text, cfg.run_id, parts.dataset.digest)
             folder = stack.enter_context(runs.RunFolder(path))
             folder.write(runs.MANIFEST, _manifest(cfg, parts))
         _print_header(cfg, parts, path)
         with device.naming_memory(_memory_advice(cfg, path)):
-            return path, _train_and_evaluate(cfg, parts, probes, folder, began)
+            code, trained = train.fit(cfg, parts, folder, on_step)
+        if trained:
+            summary = _finish(cfg, parts, probes, folder, trained, began)
+            if cfg.table:
+                print(f"\n{formats.markdown(tables.TABLES[cfg.table]([(summary, cfg)]))}")
+        return path, code
 
 
-def _train_and_evaluate(cfg: Config, parts: build.Parts, probes: tuple[str, ...], folder: runs.RunFolder, began: float) -> int:
-    code, trained = train.fit(cfg, parts, folder)
-    if code:
-        return code
-    before = runs.read_json(folder.path, runs.SUMMARY)  # of a finished run that was resumed; its rows stay if nothing was trained
+def _finish(
+    cfg: Config, parts: build.Parts, probes: tuple[str, ...], folder: runs.RunFolder, trained: dict[str, Any], began: float
+) -> dict[str, Any]:
+    """Write the weights, then evaluate and report; return the summary. A run whose training was finished before keeps its rows."""
+    before = runs.read_json(folder.path, runs.SUMMARY)
     if before and before["train"]["steps"] != trained["steps"]:
         before = {}
         (folder.path / runs.SUMMARY).unlink()  # important: it describes other weights than those that follow
     folder.write(runs.BACKBONE, build.backbone_bytes(cfg, parts, folder.identity))
-    rows = evaluation.evaluate(cfg, parts, probes, data=parts.dataset, seed=cfg.seed)
-    if before:
-        rows = evaluation.merged(before["evaluations"], rows)
-    earlier = trained.pop("earlier_seconds")
+    if (left := before.get("unfinished")) and "probes" not in cfg.given:
+        probes = tuple(name for name in probes if name in left)
+    began -= trained.pop("earlier_seconds")
     summary = {
         "recipe": cfg.recipe,
         "method": cfg.method,
         "uses_labels": METHODS[cfg.method].uses_labels,
         "dataset": parts.dataset.title,
+        "data_read": list(parts.dataset.description),
         "backbone": cfg.backbone,
         "seed": cfg.seed,
         "train_on": cfg.train_on,
@@ -104,20 +101,12 @@ def _train_and_evaluate(cfg: Config, parts: build.Parts, probes: tuple[str, ...]
         "batch_size": cfg.batch_size,
         "peak_learning_rate": parts.peak_rate,
         "train": trained,
-        "evaluations": rows,
+        "evaluations": before.get("evaluations", []),
         "classes": list(parts.dataset.classes),
-        "diagnostics": evaluation.diagnose(cfg, parts),
-        "neighbours": evaluation.neighbours(cfg, parts),
-        "wall_seconds": round(earlier + time.perf_counter() - began, 1),
+        "diagnostics": before.get("diagnostics", {}),
     }
-    folder.write(runs.SUMMARY, summary)
-    print(accuracy_table(summary))
-    seconds, speed = trained["seconds"], trained["views_per_s"]
-    print(f"\ntraining {seconds:.0f} s at {speed:,.0f} views/s; everything {summary['wall_seconds']:.0f} s; {folder.path}")
-    html.write(folder, parts.views, parts.dataset)
-    if cfg.table:
-        print(f"\n{formats.markdown(tables.TABLES[cfg.table]([(summary, cfg)]))}")
-    return 0
+    finish(cfg, parts, probes, folder, summary, began)
+    return summary
 
 
 def _existing(cfg: Config, name: str) -> Path | None:
@@ -208,9 +197,15 @@ def _manifest(cfg: Config, parts: build.Parts) -> dict[str, Any]:
 
 
 def _print_header(cfg: Config, parts: build.Parts, path: Path) -> None:
+    for line in parts.dataset.description:
+        print(line)
     scaled = "" if cfg.learning_rate is not None else f" = {cfg.base_learning_rate:g} x {cfg.batch_size} / 256"
+    size = parts.images.shape[2]
     print(f"{cfg.method} on {parts.dataset.title}, {cfg.train_on} ({len(parts.images):,} images), {cfg.backbone}, seed {cfg.seed}")
     print(f"{cfg.epochs} epochs of {parts.steps_per_epoch} steps, batch {cfg.batch_size}, learning rate {parts.peak_rate:g}{scaled}")
     print(f"{parts.machine}; {path}")
-    if has_imagenet_stem(cfg.backbone, parts.images.shape[2]):
-        print(f"images of {parts.images.shape[2]} pixels: ImageNet stem (7x7 stride 2, max-pooling)")
+    if has_imagenet_stem(cfg.backbone, size):
+        print(f"images of {size} pixels: ImageNet stem (7x7 stride 2, max-pooling)")
+    if cfg.view_sizes and max(cfg.view_sizes) <= size / 2:
+        wider = ",".join(str(round(view * size / 32)) for view in cfg.view_sizes)
+        print(f"views of {max(cfg.view_sizes)} pixels from images of {size}: chosen for images of 32 pixels; view_sizes=[{wider}] keeps the ratio")

@@ -118,8 +118,9 @@ def _row(path: Path, summary: dict[str, Any]) -> Row:
         logged = runs.read_metrics(path)
         return {"run": path.name, "state": f"unfinished, step {logged[-1]['step'] + 1}" if logged else "unfinished"}
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime((path / runs.SUMMARY).stat().st_mtime))
+    left = summary.get("unfinished")
     return (
-        {"run": path.name, "state": when}
+        {"run": path.name, "state": f"unfinished: {', '.join(left)}" if left else when}
         | _columns(summary)
         | {
             "seed": str(summary["seed"]),

@@ -28,7 +28,9 @@ class Neighbours:
 
 
 @torch.no_grad()
-def search(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str] = METRICS) -> dict[str, Neighbours]:
+def search(
+    bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str] = METRICS, leave_one_out: bool = False
+) -> dict[str, Neighbours]:
     """Return the k nearest rows of the bank by each metric, exactly, in the features' own dtype.
 
     One matrix product serves both metrics, unless the features are far from zero.
@@ -36,8 +38,9 @@ def search(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str] = ME
     Args:
         bank: (M, D) features, finite.
         queries: (Q, D) features, finite.
-        k: in [1, M].
+        k: in [1, M]; below M with `leave_one_out`.
         metrics: some of `METRICS`.
+        leave_one_out: the queries are the rows of the bank, in its order; none is a neighbour of itself.
 
     Returns:
         {metric: neighbours}.
@@ -47,8 +50,10 @@ def search(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str] = ME
     """
     if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1] or not len(queries):
         raise ValueError(f"knn: expected features (M, D) and (Q, D), got {tuple(bank.shape)} and {tuple(queries.shape)}")
-    if not 1 <= k <= len(bank):
-        raise ValueError(f"knn: expected every k in [1, {len(bank)}] (the rows of the bank), got {k}")
+    if leave_one_out and len(bank) != len(queries):
+        raise ValueError(f"knn: leave_one_out expects the bank's {len(bank)} rows as queries, got {len(queries)}")
+    if not 1 <= k <= len(bank) - leave_one_out:
+        raise ValueError(f"knn: expected every k in [1, {len(bank) - leave_one_out}] (the rows of the bank), got {k}")
     if not metrics or not set(metrics) <= set(METRICS):
         raise ValueError(f"knn: expected metric cosine or euclidean, got {', '.join(map(repr, metrics))}")
     if not (finite(bank) and finite(queries)):
@@ -57,19 +62,23 @@ def search(bank: Tensor, queries: Tensor, *, k: int, metrics: Sequence[str] = ME
     if "euclidean" in metrics and offset.square().sum() > FAR * bank.var(0, correction=0).sum():
         # Relative to the bank's mean, squares are small against differences. Cosines need a product of the features as they are.
         others = [metric for metric in metrics if metric != "euclidean"]
-        return (_search(bank, queries, k, others) if others else {}) | _search(bank - offset, queries - offset, k, ["euclidean"])
-    return _search(bank, queries, k, metrics)
+        shifted = _search(bank - offset, queries - offset, k, ["euclidean"], leave_one_out)
+        return (_search(bank, queries, k, others, leave_one_out) if others else {}) | shifted
+    return _search(bank, queries, k, metrics, leave_one_out)
 
 
-def _search(bank: Tensor, queries: Tensor, k: int, metrics: Sequence[str]) -> dict[str, Neighbours]:
+def _search(bank: Tensor, queries: Tensor, k: int, metrics: Sequence[str], leave_one_out: bool) -> dict[str, Neighbours]:
     squares = bank.square().sum(1)  # (M,)
     inverse = squares.sqrt().clamp(min=1e-12).reciprocal()
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {metric: [] for metric in metrics}
-    for q in torch.split(queries, QUERIES):
+    for number, q in enumerate(torch.split(queries, QUERIES)):
         product = q @ bank.T  # (q, M)
         for metric in metrics:
             # Both scores rank as the metric does: a query's own length only scales or shifts its row.
-            rows, score = nearest(product * inverse if metric == "cosine" else torch.sub(product, squares, alpha=0.5), k)
+            scores = product * inverse if metric == "cosine" else torch.sub(product, squares, alpha=0.5)
+            if leave_one_out:
+                scores.diagonal(number * QUERIES).fill_(-torch.inf)
+            rows, score = nearest(scores, k)
             own = q.square().sum(1, keepdim=True)
             similarity = score / own.sqrt().clamp(min=1e-12) if metric == "cosine" else -(own - 2 * score).clamp(min=0).sqrt()
             parts[metric].append((rows, similarity))

@@ -126,7 +126,7 @@ def votes(names: Sequence[str], features: str) -> tuple[Vote, ...]:
     return tuple(dict.fromkeys(one for name in names for one in KNN.get(name, ()) if one.features == features))
 
 
-def neighbours(wanted: Sequence[Vote], *, bank: Split, test: Tensor, classes: int) -> list[Prediction]:
+def neighbours(wanted: Sequence[Vote], *, bank: Split, test: Tensor, classes: int, leave_one_out: bool = False) -> list[Prediction]:
     """Return predictions of kNN protocols, all from one search.
 
     Args:
@@ -134,17 +134,18 @@ def neighbours(wanted: Sequence[Vote], *, bank: Split, test: Tensor, classes: in
         bank: features and labels of the voting images.
         test: (N, D) features.
         classes: of the data set.
+        leave_one_out: see `knn.search`.
 
     Returns:
         As `predict`; rows of one search share its seconds.
     """
-    fitting = [one for one in wanted if one.k <= len(bank[0])]
+    fitting = [one for one in wanted if one.k <= len(bank[0]) - leave_one_out]
     if not fitting:
         return []
 
     def run() -> list[Prediction]:
         metrics = list(dict.fromkeys(one.metric for one in fitting))
-        neighbours_by_metric = search(bank[0], test, k=max(one.k for one in fitting), metrics=metrics)
+        neighbours_by_metric = search(bank[0], test, k=max(one.k for one in fitting), metrics=metrics, leave_one_out=leave_one_out)
         return [
             (
                 {"probe": "knn", "k": one.k, "metric": one.metric, "weights": one.weights},

@@ -6,7 +6,7 @@ from typing import Any
 from twoviews import runs
 from twoviews.data.dataset import Dataset
 from twoviews.probes import protocols
-from twoviews.report.text import KINDS
+from twoviews.report.text import KINDS, features_in_words
 from twoviews.views import Views
 
 
@@ -35,9 +35,11 @@ def write(folder: runs.RunFolder, views: Views, data: Dataset) -> None:
         manifest=manifest,
         run=folder.path.name,
         rows=_rows(summary),
+        words=features_in_words(summary["diagnostics"]).strip().splitlines() if not summary["evaluations"] else [],
+        map=plots.data_uri(plots.png(plots.embedding_map(summary["map"], data))) if summary.get("map") else None,
         neighbours=picture and plots.data_uri(picture),
         loss=plots.data_uri(plots.png(plots.loss_curve(metrics))),
-        knn=plots.data_uri(plots.png(plots.knn_curve(metrics, summary))),
+        knn=plots.data_uri(plots.png(plots.knn_curve(metrics, summary))) if summary["evaluations"] else None,
         views=plots.data_uri(plots.png(plots.views_grid(views, data.images))),
         confusions=[(name, plots.data_uri(plots.png(plots.confusion_matrix(row, data.classes)))) for name, row in _headlines(summary)],
         diagnostics=summary["diagnostics"],

@@ -26,12 +26,28 @@ def confusion_matrix(row: dict[str, Any], classes: Sequence[str]) -> Any:
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if len(classes) <= 20:
-        axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
-        axes.set_yticks(range(len(classes)), classes, fontsize=8)
+        names = [printable(name) for name in classes]
+        axes.set_xticks(range(len(classes)), names, rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(len(classes)), names, fontsize=8)
         for i, line in enumerate(share.tolist()):
             for j, value in enumerate(line):
                 axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 50 else INK)
     return figure
+
+
+def printable(name: str, most: int = 24) -> str:
+    """Return a class name as a plot can show it: shortened, and with escapes for characters that the font lacks.
+
+    Args:
+        name: of a class; `$` is no formula.
+        most: number of characters.
+    """
+    from matplotlib import font_manager
+
+    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
+    shown = "".join(c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in name)
+    shown = shown if len(shown) <= most else f"{shown[: most - 3]}..."
+    return shown.replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> Any:
@@ -119,7 +135,7 @@ def neighbours_grid(found: dict[str, Any], data: Dataset) -> Any:
     """Draw some images, each beside its nearest training images by raw pixels and by the trained encoder.
 
     Args:
-        found: from `evaluation.neighbours`.
+        found: from `inspection.neighbours`.
         data: whose images they are. With several classes, neighbours of another class have a frame and a cross.
     """
     images, labels = data.split(found["split"])
@@ -134,7 +150,7 @@ def neighbours_grid(found: dict[str, Any], data: Dataset) -> Any:
     for line, query in enumerate(found["queries"]):
         _draw(axes, images[query], 0, line)
         if several:
-            axes.text(-0.15, line + 0.5, data.classes[labels[query]], ha="right", va="center", **text)
+            axes.text(-0.15, line + 0.5, printable(data.classes[labels[query]]), ha="right", va="center", **text)
     for of, start in left.items():
         same = []
         for line, (query, rows) in enumerate(zip(found["queries"], found[of], strict=True)):
@@ -143,6 +159,25 @@ def neighbours_grid(found: dict[str, Any], data: Dataset) -> Any:
                 _draw(axes, data.images[row], start + column, line, wrong=several and not same[column - len(rows)])
         name = {"raw_pixels": "nearest by raw pixels", "trained": "nearest by the trained encoder"}[of]
         axes.text(start, -0.15, f"{name}: {sum(same)} of {len(same)} of the same class" if several else name, **text)
+    return figure
+
+
+def embedding_map(positions: dict[str, Any], data: Dataset) -> Any:
+    """Draw training images at their positions in the plane.
+
+    Args:
+        positions: from `inspection.embedding_map`.
+        data: whose images they are.
+    """
+    figure = _figure(8, 8)
+    side = 0.05  # of an image, where the map has side 1
+    axes = figure.add_subplot(xlim=(-side, 1 + side), ylim=(1 + side, -side), aspect="equal")
+    axes.set_axis_off()
+    for row, (x, y) in zip(positions["rows"], positions["xy"], strict=True):
+        image = data.images[row].permute(1, 2, 0).squeeze().numpy()
+        extent = (x - side / 2, x + side / 2, y + side / 2, y - side / 2)
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent)
+    axes.set(xlim=(-side, 1 + side), ylim=(1 + side, -side))  # imshow changes them
     return figure
 
 

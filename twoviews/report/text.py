@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from twoviews.probes.diagnostics import SPREAD_FLOOR
 from twoviews.probes.protocols import protocol
 from twoviews.runs import tables
 
@@ -25,3 +26,21 @@ def accuracy_table(summary: dict[str, Any]) -> str:
         values = [cells.get((name, of)) for of in kinds]
         lines.append(f"| {name} | " + " | ".join("" if value is None else f"{100 * value:.1f}" for value in values) + " |")
     return "\n".join(lines)
+
+
+def features_in_words(diagnostics: dict[str, dict[str, float]]) -> str:
+    """Return what the statistics of the features mean, one line for each kind of features.
+
+    Args:
+        diagnostics: from `inspection.diagnose`.
+    """
+    return "\n".join(["", *(_in_words(name, values) for name, values in diagnostics.items())])
+
+
+def _in_words(name: str, values: dict[str, float]) -> str:
+    spread, rank, dims = values["std"], values["rankme"], values["dims"]
+    if spread < SPREAD_FLOOR or rank < 2:
+        verdict = "collapsed: all images look alike to the encoder; try other augmentation or a lower learning rate"
+    else:
+        verdict = f"not collapsed: images differ in about {rank:.0f} independent ways"
+    return f"features {name}: {verdict} (spread {spread:.2f}, where 1 is even and 0 collapsed; RankMe {rank:.1f} of {dims:.0f})"
