@@ -35,10 +35,10 @@ def difference(path: Path) -> float:
 # ---- which files are images ----
 
 
-def blob(name: str, mode: str = "RGB") -> bytes:
+def blob(name: str, **options: str) -> bytes:
     """Return the bytes of a picture in a format."""
     buffer = io.BytesIO()
-    picture(mode)[0].save(buffer, name)
+    picture("RGB")[0].save(buffer, name, **options)
     return buffer.getvalue()
 
 
@@ -179,9 +179,10 @@ def test_an_unknown_warning_is_one_kind_whatever_its_numbers() -> None:
     assert pillow_warnings.kind("Odd tag\n 12 of 7") == pillow_warnings.kind("Odd tag 3 of 99") == "Pillow warns: Odd tag N of N"
 
 
-@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "QOI"])
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "QOI", "TIFF, LZW"])
 def test_a_damaged_file_raises_nothing_and_prints_nothing(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    content, random = blob(name), np.random.default_rng(0)
+    content = blob("TIFF", compression="tiff_lzw") if name == "TIFF, LZW" else blob(name)  # libtiff prints its own messages
+    random = np.random.default_rng(0)
     for i in range(60):
         damaged = bytearray(content[: random.integers(1, len(content) + 1)] if i % 2 else content)
         for at in random.integers(0, len(damaged), 4):

@@ -42,6 +42,7 @@ MUTANTS = [
         "only the ending counts", "data/formats.py", "formats=(*by_content, named) if named else by_content", "formats=(named,)", FORMATS
     ),
     Mutant("Pillow's warnings reach the user", WARNINGS, "filters[:0] = self.entries", "filters[:0] = []", FORMATS),
+    Mutant("libtiff prints", WARNINGS, '"TIFFSetErrorHandler", ', "", FORMATS),
     Mutant("warnings of other threads are taken", WARNINGS, 'match = "\\0".__eq__', "match = bool", FORMATS),
     Mutant("our filters stay", WARNINGS, "if entry not in self.entries]", "]", FORMATS),
     Mutant(

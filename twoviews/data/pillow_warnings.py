@@ -1,6 +1,8 @@
 """Pillow's warnings, collected for each thread and named in our words, in place of raw text on the terminal."""
 
 import contextlib
+import ctypes
+import functools
 import logging
 import re
 import threading
@@ -9,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
+
+from PIL import Image
 
 # The first pattern that is found in Pillow's text names the kind.
 KINDS = {
@@ -40,14 +44,25 @@ class _Listener(threading.local):
     match = "\0".__eq__  # of a thread that does not listen: no warning has this text
 
 
+@functools.cache
+def _tiff_handlers() -> tuple[Any, ...]:
+    """Return the functions that set what libtiff does with an error and a warning. By default it prints them."""
+    library = ctypes.CDLL(Image.core.__file__)  # it finds the libraries that Pillow loaded, too
+    found = [getattr(library, name, None) for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler")]  # none in a static Pillow
+    for function in (handlers := tuple(filter(None, found))):
+        function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+    return handlers
+
+
 class _Filters:
-    """Our filters of warnings and of Pillow's log, which are in place while any thread listens."""
+    """Our filters of warnings, of Pillow's log and of what libtiff prints, which are in place while any thread listens."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.listening = 0
         self.entries = [("ignore", _listener, category, None, 0) for category in (UserWarning, RuntimeWarning, DeprecationWarning)]
         self.changed: list[Any] = []  # lists of the module `warnings` that hold our filters
+        self.handlers: list[Any] = []  # of libtiff, as they were
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Take what Pillow logs, which Python prints if the program has no logging of its own."""
@@ -61,7 +76,9 @@ class _Filters:
             if self.entries[0] not in filters:
                 filters[:0] = self.entries
                 self.changed.append(filters)
-            _logger.addFilter(self.filter)
+            if self.listening == 1:
+                _logger.addFilter(self.filter)
+                self.handlers = [set_handler(None) for set_handler in _tiff_handlers()]
 
     def stop(self) -> None:
         """Count a thread out; after the last one, nothing of ours is left."""
@@ -73,6 +90,8 @@ class _Filters:
                 filters[:] = [entry for entry in filters if entry not in self.entries]
             self.changed.clear()
             _logger.removeFilter(self.filter)
+            for set_handler, handler in zip(_tiff_handlers(), self.handlers, strict=True):
+                set_handler(handler)
 
 
 _listener, _logger = _Listener(), logging.getLogger("PIL.TiffImagePlugin")

@@ -288,5 +288,5 @@ def _text(error: Exception) -> str:
         return f"too large: Pillow reads at most{most} pixels, to protect the memory"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = " ".join(str(error).split())[:200] or type(error).__name__
-    return text if isinstance(error, _Refused) else f"damaged ({text})"
+    text = " ".join(str(error).split())[:200]
+    return text if isinstance(error, _Refused) else f"damaged ({text})" if text else "damaged"
