@@ -238,6 +238,16 @@ def test_a_run_is_found_by_its_folder_its_name_its_file_and_as_the_latest(finish
         close(Embedder(run, runs_dir=finished.parent).transform(gray), expected(gray[..., None], finished))
 
 
+def test_a_path_may_begin_with_the_home_folder(finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    whole = Embedder(COLOUR).transform(folder)
+    for form in ("~/photos", Path("~/photos"), [f"~/photos/{name}" for name in names(folder)]):
+        assert np.array_equal(Embedder(COLOUR).transform(form), whole)
+    monkeypatch.setenv("HOME", str(finished.parent))
+    for options in ({"run": f"~/{finished.name}"}, {"run": f"~/{finished.name}/backbone.safetensors"}, {"runs_dir": "~"}):
+        assert Embedder(**options).fit().file_ == finished / "backbone.safetensors"
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(ValueError, match="no such run"):
         Embedder("nosuch", runs_dir=tmp_path).transform(folder)

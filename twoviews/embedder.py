@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from twoviews import build, device, runs
 from twoviews.data.channels import change_channels
-from twoviews.data.inputs import Notes, batches, inputs
+from twoviews.data.inputs import Notes, batches, home, inputs
 from twoviews.data.names import listed, plural
 from twoviews.data.pixels import Reading, check_ranges
 from twoviews.runs import weights
@@ -197,8 +197,8 @@ class Embedder:
         if name in build.BUNDLED and not Path(name).exists():
             return build.BUNDLED[name]
         if name.endswith(".safetensors"):
-            return Path(name)
-        folder = runs.find(name, Path(self.runs_dir))
+            return home(name)
+        folder = runs.find(str(home(name)), home(self.runs_dir))
         if not (folder / runs.BACKBONE).is_file():
             raise ValueError(f"run={name}: not finished: it has no {runs.BACKBONE}: finish it with twoviews pretrain resume={folder}")
         return folder / runs.BACKBONE

@@ -72,7 +72,7 @@ def inputs(images: Any, reading: Reading) -> Inputs:
         ValueError: if there are none, or it is not clear what they are.
     """
     if isinstance(images, str | os.PathLike):
-        return _of_path(Path(images), reading)
+        return _of_path(home(images), reading)
     if isinstance(images, Image.Image):
         images = [images]
     if hasattr(images, "detach"):  # a tensor of torch
@@ -90,7 +90,7 @@ def inputs(images: Any, reading: Reading) -> Inputs:
     first = images[0]
     if isinstance(first, str | os.PathLike):
         _check_all(images, str | os.PathLike, "a path")
-        return Inputs([Path(image) for image in images], lambda path: decode(path, reading), tuple(map(os.fspath, images)), "the images")
+        return Inputs([home(image) for image in images], lambda path: decode(path, reading), tuple(map(os.fspath, images)), "the images")
     if isinstance(first, Image.Image):
         _check_all(images, Image.Image, "an image of Pillow")
         return Inputs(images, lambda image: decode_image(image, reading), None, "the images")
@@ -99,6 +99,11 @@ def inputs(images: Any, reading: Reading) -> Inputs:
         return _of_array(np.stack(arrays), reading)
     single = [_of_array(array[None], reading).items[0] for array in arrays]  # each of its own size
     return Inputs(single, lambda values: decode_array(values, reading), None, "the images")
+
+
+def home(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the home folder in place of `~`."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path raises an error where there is no home folder
 
 
 def _check_all(images: list[Any], kind: Any, words: str) -> None:
