@@ -74,7 +74,7 @@ def test_only_the_job_gets_the_data(scripts: Path, tmp_path: Path, capsys: pytes
     [
         (["what=job", "data_dir=nowhere"], "data_dir=nowhere: no such file or folder"),
         (["what=views", "data_dir=."], "only what=job (or all) reads data"),
-        (["threads=1"], "threads=1: bench has no key 'threads': it is a key of pretrain, evaluate, report, doctor"),
+        (["threads=1"], "threads=1: bench has no key 'threads': it is a key of pretrain, evaluate, embed, report, doctor"),
         (["device=cuda"], "device=cuda: this machine has none"),
         (["device=cuda", "what=steps"], "on a GPU only what=epoch is measured"),
         (["device=mps", "what=epoch"], "on a GPU only what=epoch is measured"),
