@@ -360,13 +360,13 @@ def equal_images_in_train_and_test_are_listed(odd: Odd) -> None:
     Image.open(odd.data / "train/car/0-001.png").save(odd.data / "test/car/other.bmp")
     out = _printed(odd)
     copies = "test/bus/copy.png = train/bus/0-003.png, test/car/other.bmp = train/car/0-001.png"
-    assert f"equal images: 2 of test are trained on, too ({copies})" in out
+    assert f"test images that are trained on, too: 2 ({copies})" in out
 
 
 def equal_images_of_two_classes_are_listed(odd: Odd) -> None:
     odd.images("train/bus", "train/car", "test/bus")
     shutil.copy(odd.data / "train/bus/0-003.png", odd.data / "train/car/copy.png")
-    assert "equal images of different classes in train: 1 (train/car/copy.png = train/bus/0-003.png)" in _printed(odd)
+    assert "training images equal to one of another class: 1 (train/car/copy.png = train/bus/0-003.png)" in _printed(odd)
 
 
 def nearly_equal_images_are_listed_on_request(odd: Odd) -> None:
@@ -374,7 +374,9 @@ def nearly_equal_images_are_listed_on_request(odd: Odd) -> None:
     with Image.open(odd.data / "train/bus/0-005.png") as image:
         image.resize((SIZE * 2, SIZE * 2), Image.Resampling.NEAREST).save(odd.data / "test/bus/larger.jpg", quality=90)
     assert "larger.jpg" not in _printed(odd)
-    assert "1 of test are near one that is trained on (test/bus/larger.jpg = train/bus/0-005.png)" in _printed(odd, "duplicates=true")
+    assert "one that is trained on (correlation above 0.98): 1 (test/bus/larger.jpg = train/bus/0-005.png)" in _printed(
+        odd, "duplicates=true"
+    )
 
 
 def images_of_one_colour_are_counted(odd: Odd) -> None:

@@ -62,10 +62,12 @@ def _near(data: Dataset) -> list[str]:
     train, test = (data.names + unlabelled if data.names else (), "train"), (data.test_names, "test")
     between = near_images(data.test_images, images)
     across = near_images(data.images, data.images, data.labels)
-    name = f"nearly equal images (correlation above {NEAR})"
+    above = f"(correlation above {NEAR})"
     return [
-        f"{name}: {len(between)} of test are near one that is trained on" + (f" ({pairs(between, test, train)})" if between else ""),
-        f"{name} of different classes in train: {len(across)}" + (f" ({pairs(across, train, train)})" if across else ""),
+        f"test images nearly equal to one that is trained on {above}: {len(between)}"
+        + (f" ({pairs(between, test, train)})" if between else ""),
+        f"training images nearly equal to one of another class {above}: {len(across)}"
+        + (f" ({pairs(across, train, train)})" if across else ""),
     ]
 
 

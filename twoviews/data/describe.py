@@ -62,9 +62,9 @@ def _equal(arrays: Arrays) -> list[str]:
     labels = equal_of_other_classes(arrays.train_images, arrays.train_labels)
     lines = []
     if both:
-        lines.append(f"equal images: {len(both)} of test are trained on, too ({pairs(both, (arrays.test_names, 'test'), train)})")
+        lines.append(f"test images that are trained on, too: {len(both)} ({pairs(both, (arrays.test_names, 'test'), train)})")
     if labels:
-        lines.append(f"equal images of different classes in train: {len(labels)} ({pairs(labels, train, train)})")
+        lines.append(f"training images equal to one of another class: {len(labels)} ({pairs(labels, train, train)})")
     return lines
 
 
