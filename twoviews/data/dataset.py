@@ -221,7 +221,9 @@ def with_channels(dataset: Dataset, channels: int) -> Dataset:
 def _moments(*parts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel in [0, 1], computed exactly from its histogram."""
     values = np.arange(256) / 255
-    counts = np.stack([sum(np.bincount(part[:, c].reshape(-1), minlength=256) for part in parts) for c in range(parts[0].shape[1])])
+    counts = np.zeros((parts[0].shape[1], 256), np.int64)
+    for chunk in (part[start : start + 1000] for part in parts for start in range(0, len(part), 1000)):  # `bincount` makes an int64 copy
+        counts += [np.bincount(chunk[:, c].reshape(-1), minlength=256) for c in range(len(counts))]
     share = counts / counts.sum(1, keepdims=True)
     mean = share @ values
     std = np.sqrt(share @ values**2 - mean**2)
