@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import warnings
@@ -79,6 +80,7 @@ def test_paths_keep_their_order_and_may_be_given_in_any_sequence(folder: Path, c
     result = Embedder(COLOUR).embed(paths)
     assert result.names == tuple(map(str, paths))
     close(result.features, expected(np.stack([np.asarray(Image.open(path)) for path in paths])))
+    assert np.array_equal(Embedder(COLOUR).fit_transform(iter(paths)), result.features)
     for form in (tuple(paths), iter(paths), np.array(list(map(str, paths))), np.array(paths, object)):
         assert np.array_equal(Embedder(COLOUR).transform(form), result.features)
     assert np.array_equal(Embedder(COLOUR).transform(paths[0]), Embedder(COLOUR).transform(paths[:1]))
@@ -257,6 +259,13 @@ def test_what_is_no_run_is_refused(tmp_path: Path, folder: Path) -> None:
         Embedder(COLOUR, precision="fp8").transform(folder)
     with pytest.raises(ValueError, match="device=tpu: this machine has none"):
         Embedder(COLOUR, device="tpu").transform(folder)
+
+
+def test_weights_of_another_run_are_refused(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    (tmp_path / "copy/backbone.safetensors").write_bytes(build.BUNDLED[GRAY].read_bytes())
+    with pytest.raises(ValueError, match="from another run"):
+        Embedder(tmp_path / "copy").fit()
 
 
 def test_a_new_file_of_weights_is_read_again(tmp_path: Path, cells: np.ndarray) -> None:

@@ -62,6 +62,8 @@ def test_a_copy_has_the_same_arguments_and_no_state() -> None:
     assert not hasattr(copy, "file_")
     assert copy.set_params(background="black", on_bad="stop") is copy
     assert (copy.background, copy.on_bad) == ("black", "stop")
+    assert fitted.set_params(run=COLOUR).fit().description().startswith(COLOUR)
+    assert fitted.set_params(run=GRAY).description().startswith(GRAY)
     with pytest.raises(ValueError, match="Embedder: no parameter 'size': expected run, runs_dir"):
         copy.set_params(size=3)
 

@@ -109,7 +109,7 @@ class Embedder:
 
     def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
         """Return the features of images, as `transform`."""
-        return self.fit(X, y).transform(X)
+        return self.fit().transform(X)  # X may be an iterator, which can be read once
 
     def embed(self, images: Any) -> Features:
         """Return the features of images, with their names, and what was left out.
@@ -166,6 +166,7 @@ class Embedder:
             if name not in _parameters():
                 raise ValueError(f"Embedder: no parameter {name!r}: expected {', '.join(_parameters())}")
             setattr(self, name, value)
+        vars(self).pop("file_", None)  # of the run before
         return self
 
     def __repr__(self) -> str:
@@ -249,7 +250,9 @@ def _parameters() -> list[str]:
 @functools.lru_cache(maxsize=4)
 def _load(file: Path, state: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, int]:
     """Return a backbone and the side of its images; `state` changes with the file, so that a new one is read again."""
-    module = build.load_backbone(file).to(device, dtype).to(memory_format=torch.channels_last)
+    in_folder = file.name == runs.BACKBONE and (file.parent / runs.CONFIG).is_file()
+    module = build.load_backbone(file.parent if in_folder else file)  # of a folder, it also checks that the file is of this run
+    module.to(device, dtype).to(memory_format=torch.channels_last)
     return module, int(weights.read(file)[1]["image_size"])
 
 
