@@ -14,7 +14,7 @@ import numpy as np
 from twoviews.data import download, pickles
 from twoviews.data.arrays import Arrays
 from twoviews.data.folder import read_tree
-from twoviews.runs.files import cache_folder
+from twoviews.runs.files import cache_file
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 UNPACKED = 400_000_000  # largest size of an unpacked archive in bytes; both real ones have about 186 MB
@@ -123,7 +123,7 @@ def _read(source: Source, data_dir: str | None) -> Arrays:
     if data_dir is None:
         local = _official(source, Path("data")) if Path("data").is_dir() else None
         if local is None:
-            path = cache_folder() / source.archive
+            path = cache_file(source.archive)
             download.fetch(source.urls, path, sha256=source.sha256, size=source.size, title=source.title)
             return _arrays(source, path, _members(source, path).__getitem__)
         try:
