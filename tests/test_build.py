@@ -90,6 +90,7 @@ def test_a_run_is_not_resumed_with_views_or_layers_of_another_backend(
 
 
 def test_a_key_that_the_method_lacks_is_reported_before_the_data_are_read() -> None:
-    cfg = config.load("pretrain", ["recipe=simclr", "method=moco", "data_dir=nowhere", "device=cpu", "compile=false"])
+    cfg = config.load("pretrain", ["recipe=simclr", "data_dir=nowhere", "device=cpu", "compile=false"])
+    cfg["method"] = "moco"
     with pytest.raises(ValueError, match="method=moco: needs the key queue_size, which recipe=simclr does not set"):
         build.build(cfg)

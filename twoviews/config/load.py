@@ -87,7 +87,8 @@ def _check_together(cfg: Config) -> None:
         raise ValueError(f"min_learning_rate={cfg.min_learning_rate}: above the peak rate {peak:g}: choose at most that")
     if cfg.warmup_epochs >= cfg.epochs and cfg.warmup_epochs > 0:
         raise ValueError(f"warmup_epochs={cfg.warmup_epochs}: as long as the run ({cfg.epochs} epochs): choose less")
-    if cfg.train_size is not None and cfg.batch_size > cfg.train_size:
+    labelled_only = cfg.train_on != "train+val+test" and cfg.dataset != "folder"  # a folder may have images without labels, too
+    if cfg.train_size is not None and cfg.batch_size > cfg.train_size and labelled_only:
         raise ValueError(f"batch_size={cfg.batch_size}: train_size={cfg.train_size} leaves fewer images: choose at most that")
 
 
