@@ -5,7 +5,7 @@ from mutants.mutant import Mutant
 MUTANTS = [
     Mutant(
         "an image of val is its own neighbour",
-        "evaluation.py",
+        "inspection.py",
         'bank = bank[~torch.isin(bank, data.val_rows)] if split == "val" else bank',
         "pass",
         "test_neighbours_are_the_nearest_training_images_of_one_image_per_class",
@@ -54,19 +54,13 @@ MUTANTS = [
         ".accuracy(features, labels)",
         "probes/test_linear.py",
     ),
-    Mutant(
-        "bias decayed",
-        "probes/linear.py",
-        "share.sum(2, keepdim=True)]",
-        "share.sum(2, keepdim=True) + decay * bias]",
-        "probes/test_linear.py",
-    ),
+    Mutant("bias decayed", "probes/linear.py", "gradient[:, :-1] += decay * w[:, :-1]", "gradient += decay * w", "probes/test_linear.py"),
     Mutant("weight decay tried on the rows that choose it", "probes/linear.py", "rows=len(features), ", "", "probes/test_linear.py"),
     Mutant(
         "the last fit uses the training rows alone",
         "probes/linear.py",
-        "tried[best : best + 1], bar",
-        "tried[best : best + 1], rows=len(features), bar",
+        "tried[best], bar",
+        "tried[best], rows=len(features), bar",
         "probes/test_linear.py",
     ),
     # probes trained by minibatches

@@ -13,10 +13,15 @@ from twoviews.probes.embed import finite
 from twoviews.progress import Progress
 
 DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: it is chosen among equally good ones
-ITERATIONS = 100  # at most, of L-BFGS; started at the chosen solution it converges after 10 to 30
-CHOOSING = 20  # iterations for all decays together: within 1e-3 of each optimum, 0.1 points of accuracy on `val`
-AXES_UP_TO = 6144  # dimensions; above, computing principal axes takes longer than the iterations saved, and too much memory
-ROWS_PER_AXIS = 4  # rows from which principal axes are computed; they speed up the solver and do not move the optimum
+ITERATIONS, TOLERANCE = 300, 1e-7  # at most, of L-BFGS, and the relative gain of an iteration that ends it: within 1e-5 of the optimum
+ROUNDS = 3  # at most, each with the curvature where the one before ended: float32 and a wrong curvature can end one too early
+CHOOSING, ROUGH = 20, 2e-5  # the same for each decay while one is chosen: within 1e-3 of its optimum on features of a network
+OWN_UP_TO = 2048  # dimensions, in which each class has its own curvature; above, all classes share their mean: less time and memory
+SHARED_UP_TO = 6144  # dimensions; above, only the diagonal of the curvature is used
+# Rows, times the dimensions, from which a curvature is estimated: many rows, then fewer where they take longer than they save.
+# They change the speed alone, not the optimum.
+ROWS_PER_AXIS, MANY_UP_TO, FEWER = 4, 512, 1
+CACHED = 2**20  # values of the features that are read for the logits and, while a processor's cache holds them, for the gradient
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,11 @@ def linear(
     if shapes[0][1:] != shapes[2][1:] or any(x[:1] != y or not y[0] for x, y in (shapes[:2], shapes[2:])):
         raise ValueError("linear: shapes do not match: features {} with labels {}, val features {} with val labels {}".format(*shapes))
     problem = Problem(torch.cat([features, val_features]), torch.cat([labels, val_labels]), classes)
-    with Progress("linear probe", CHOOSING + ITERATIONS, "steps") as bar:
-        tried = problem.solve(decays, rows=len(features), iterations=CHOOSING, bar=bar)
+    with Progress("linear probe", len(decays) + 1, "rows", scale=len(problem.x)) as bar:
+        tried = problem.solve(decays, rows=len(features), iterations=CHOOSING, tolerance=ROUGH, rounds=1, bar=bar)
         accuracies = [problem.probe(w).accuracy(val_features, val_labels) for w in tried]
         best = accuracies.index(max(accuracies))
-        (solved,) = problem.solve([decays[best]], tried[best : best + 1], bar=bar)
+        (solved,) = problem.solve([decays[best]], tried[best], bar=bar)
     return problem.probe(solved), decays[best]
 
 
@@ -100,9 +105,8 @@ class Problem:
     """Multinomial logistic regression on standardised features: mean cross entropy + decay / 2 x ||W||^2.
 
     The problem is convex: it has one optimum and needs no learning rate, batch size or number of epochs. L-BFGS (Liu &
-    Nocedal 1989) solves it in the coordinates of the features' principal axes, each scaled by its curvature. On raw pixels
-    this takes a quarter of the evaluations. Above `AXES_UP_TO` dimensions the features' own axes are used. Several weight
-    decays are solved together, so that the features are read once for all of them.
+    Nocedal 1989) solves it in coordinates in which the curvature of each class is about 1 (see `_factors`). Weak decays start
+    at the solution of stronger ones. A constant feature gets the weight 0.
 
     Args:
         features, labels: (N, D) and (N,) int64 in [0, classes).
@@ -118,15 +122,10 @@ class Problem:
         if not finite(features):
             raise ValueError("linear: features hold NaN or infinite values")
         self.mean, std = features.mean(0), features.std(0, correction=0)
-        self.std = torch.where(std > 1e-6 * (1 + self.mean.abs()), std, 1.0)  # a constant feature has no scale
-        self.x = (features - self.mean) / self.std
-        dims = self.x.shape[1]
-        self.axes: Tensor | None = None
-        self.variance = self.x.new_ones(dims)
-        if dims <= AXES_UP_TO:
-            some = self.x[:: max(1, len(self.x) // (ROWS_PER_AXIS * dims))]
-            variance, self.axes = torch.linalg.eigh(some.T @ some / len(some))  # (D,), (D, D): axes are columns
-            self.variance = variance.clamp(min=0)
+        self.std = torch.where(std > 1e-6 * (1 + self.mean.abs()), std, math.inf)  # a constant feature becomes 0, as does its weight
+        self.x = features.new_ones(len(features), features.shape[1] + 1)  # the last column is for the bias
+        torch.sub(features, self.mean, out=self.x[:, :-1])
+        self.x[:, :-1] /= self.std
         self.labels, self.classes = labels, classes
 
     def solve(
@@ -136,79 +135,163 @@ class Problem:
         *,
         rows: int | None = None,
         iterations: int = ITERATIONS,
+        tolerance: float = TOLERANCE,
+        rounds: int = ROUNDS,
         bar: Progress | None = None,
     ) -> Tensor:
-        """Return the optimum for each weight decay, or the solution after `iterations`.
+        """Return the optimum for each weight decay, or the solution after `iterations`. Each starts at the one before it.
 
         Args:
             decays: J weight decays, > 0.
-            start: (J, classes, D + 1), as returned; None: zeros.
+            start: (classes, D + 1), for the first decay; None: zeros, and then roughly the solutions of stronger `DECAYS`.
             rows: number of leading rows to fit; None: all.
-            iterations: at most.
-            bar: counts evaluations of the objective.
+            iterations: at most, for each round.
+            tolerance: the gain of an iteration, relative to the objective, that ends a round; ten times that ends the rounds.
+            rounds: at most, for each decay.
+            bar: counts solutions.
 
         Returns:
-            (J, classes, D + 1) in the coordinates of the principal axes; the bias is last and not decayed.
+            (J, classes, D + 1) for standardised features; the bias is last and not decayed.
         """
         x, labels = self.x[:rows], self.labels[:rows]
-        decay = torch.tensor(decays, dtype=x.dtype, device=x.device)
-        # Scale of each axis: the curvature of the softmax is about 0.1 times the variance.
-        scale = torch.cat([(0.1 * self.variance + decay[:, None]).rsqrt(), x.new_ones(len(decay), 1)], 1)[:, None]
-        v = x.new_zeros(len(decay), self.classes, x.shape[1] + 1) if start is None else start / scale
+        w = x.new_zeros(self.classes, x.shape[1]) if start is None else start
+        for decay in [one for one in DECAYS if start is None and one > decays[0]]:
+            w = self._descend(w, decay, x, labels, CHOOSING, ROUGH)
+        solved = []
+        for decay in decays:
+            loss = math.inf
+            for _ in range(rounds):
+                lower = self._descend(w, decay, x, labels, iterations, tolerance)
+                before, loss = loss, self.objective(lower, decay, x, labels)[0].item()
+                if loss < before:
+                    w = lower
+                if before - loss < 10 * tolerance * loss:
+                    break
+            solved.append(w)
+            if bar is not None:
+                bar.add()
+        return torch.stack(solved)
+
+    @torch.no_grad()
+    def _descend(self, start: Tensor, decay: float, x: Tensor, labels: Tensor, iterations: int, tolerance: float) -> Tensor:
+        """Return what L-BFGS reaches from `start` (classes, D + 1): the solution is `start` + a change in other coordinates."""
+        start = start - start.mean(0)
+        factors = self._factors(start, decay, x)
+        v = torch.zeros_like(start)
+
+        def solution() -> Tensor:
+            change = _apply_inverse(factors, v, transposed=True)
+            # important: the loss depends on differences between classes alone, so the best weights have a mean of 0 over classes.
+            # Without this line weak decays take ten times as many iterations: along that mean only the decay has a slope.
+            return start + change - change.mean(0)
+
+        def objective() -> Tensor:
+            loss, gradient = self.objective(solution(), decay, x, labels)
+            v.grad = _apply_inverse(factors, gradient - gradient.mean(0), transposed=False)
+            return loss
+
         solver = torch.optim.LBFGS(
             [v],
             max_iter=iterations,
             max_eval=2 * iterations,
-            history_size=20,
-            tolerance_grad=1e-6,
-            tolerance_change=1e-9,
+            history_size=50,
+            tolerance_grad=0.0,
+            tolerance_change=tolerance * self.objective(start, decay, x, labels)[0].item(),
             line_search_fn="strong_wolfe",
         )
+        solver.step(objective)  # type: ignore[no-untyped-call]
+        return solution()
 
-        def objective() -> Tensor:
-            loss, gradient = self.objective(v * scale, decay, x, labels)
-            v.grad = gradient * scale
-            if bar is not None:
-                bar.add()
-            return loss.sum()
+    def objective(self, w: Tensor, decay: float, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean cross entropy + decay / 2 x ||W||^2, and its gradient.
 
-        with torch.no_grad():
-            solver.step(objective)  # type: ignore[no-untyped-call]
-        return v.detach() * scale
-
-    def objective(self, w: Tensor, decay: Tensor, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean cross entropy + decay / 2 x ||W||^2 of each solution, and its gradient.
-
-        Written by hand, with logits (classes, N): a softmax over ten columns is fifteen times slower.
+        Written by hand, with logits (classes, N): a softmax over ten columns is fifteen times slower. The loss is summed in
+        float64, or float32 would round away the last gains.
 
         Args:
-            w: (J, classes, D + 1).
-            decay: (J,).
-            x, labels: (N, D) and (N,) of the rows to fit.
+            w: (classes, D + 1).
+            decay: > 0.
+            x, labels: (N, D + 1) and (N,) of the rows to fit.
 
         Returns:
-            (losses (J,), gradient like w).
+            (loss, float64; gradient like w).
         """
-        weight, bias = w[..., :-1], w[..., -1:]
-        logits = F.linear(x, self._from_axes(weight).flatten(0, 1)).T.contiguous().view(len(w), self.classes, -1) + bias
-        logits -= logits.amax(1, keepdim=True)
-        index = labels.expand(len(w), 1, -1)  # of each label's logit
-        own = logits.gather(1, index).mean((1, 2))
-        share = logits.exp_()
-        total = share.sum(1, keepdim=True)
-        loss = total.log().mean((1, 2)) - own + decay / 2 * weight.square().sum((1, 2))
-        share /= total
-        share.scatter_add_(1, index, share.new_full((), -1.0).expand(index.shape))  # now the gradient of the logits, times N
-        share /= len(x)
-        grad_weight = (share.flatten(0, 1) @ x).view(weight.shape)
-        grad_weight = (grad_weight if self.axes is None else grad_weight @ self.axes) + decay[:, None, None] * weight
-        return loss, torch.cat([grad_weight, share.sum(2, keepdim=True)], 2)
+        loss = x.new_zeros((), dtype=torch.float64)
+        gradient = torch.zeros_like(w)
+        size = max(1, CACHED // x.shape[1])
+        for some, own in zip(torch.split(x, size), torch.split(labels, size), strict=True):
+            logits = (some @ w.T).T.contiguous()
+            logits -= logits.amax(0)
+            loss -= logits.gather(0, own[None]).double().sum()
+            share = logits.exp_()
+            total = share.sum(0)
+            loss += total.log().double().sum()
+            share /= total
+            share.scatter_add_(0, own[None], share.new_full((1, len(own)), -1.0))  # now the gradient of the logits, times N
+            gradient.addmm_(share, some)
+        gradient /= len(x)
+        gradient[:, :-1] += decay * w[:, :-1]
+        loss = loss / len(x) + decay / 2 * w[:, :-1].double().square().sum()
+        return loss, gradient
 
-    def _from_axes(self, weight: Tensor) -> Tensor:
-        """Return weights (..., D) of the principal axes as weights of the standardised features."""
-        return weight if self.axes is None else weight @ self.axes.T
+    def _factors(self, w: Tensor, decay: float, x: Tensor) -> Tensor:
+        """Return Cholesky factors of each class's curvature at w, which is the mean of p (1 - p) x x^T over rows, plus the decay.
+
+        Its diagonal is exact. The rest is estimated from rows that are drawn by their p (1 - p): at weak decay few rows count.
+
+        Returns:
+            (classes, D + 1, D + 1) or, shared by all classes, (1, D + 1, D + 1); roots of the diagonal (classes, D + 1) if D is large.
+        """
+        share = torch.softmax((x @ w.T).T.contiguous(), 0)
+        weights = share * (1 - share)  # (classes, N)
+        dims = x.shape[1] - 1
+        if OWN_UP_TO < dims <= SHARED_UP_TO:
+            weights = weights.mean(0, keepdim=True)
+        chunks = zip(torch.split(weights, 4096, 1), torch.split(x, 4096), strict=True)
+        diagonals = torch.stack([part @ some.square() for part, some in chunks]).sum(0) / len(x)
+        if dims > SHARED_UP_TO:
+            return (diagonals + decay).sqrt()
+        blocks = torch.stack([_second_moments(x, one, diagonal) for one, diagonal in zip(weights, diagonals, strict=True)])
+        added = torch.finfo(x.dtype).eps * diagonals.sum(1)[:, None]  # what float32 rounds may be as large as a weak decay
+        factors: Tensor
+        while True:
+            blocks.diagonal(dim1=1, dim2=2).copy_(diagonals + decay + added)
+            factors, failed = torch.linalg.cholesky_ex(blocks)
+            if not failed.any():
+                return factors
+            added *= 10
 
     def probe(self, w: Tensor) -> Linear:
         """Return a solution (classes, D + 1) as a probe on unstandardised features."""
-        weight = self._from_axes(w[:, :-1]) / self.std
+        weight = w[:, :-1] / self.std
         return Linear(weight, w[:, -1] - weight @ self.mean)
+
+
+def _second_moments(x: Tensor, weights: Tensor, diagonal: Tensor) -> Tensor:
+    """Return an estimate (D, D) of the mean of weight x x^T over rows, with no more on the diagonal than is there in truth.
+
+    Args:
+        x: (N, D).
+        weights: (N,), >= 0; rows are drawn in proportion to them.
+        diagonal: (D,), the exact one.
+    """
+    drawn = min(len(x), (ROWS_PER_AXIS if x.shape[1] <= MANY_UP_TO else FEWER) * x.shape[1])
+    if drawn == len(x):
+        moments = (x * weights[:, None]).T @ x / len(x)
+    else:
+        sums = weights.double().cumsum(0)
+        places = (torch.arange(drawn, dtype=sums.dtype, device=x.device) + 0.5) / drawn * sums[-1]
+        some = x[torch.searchsorted(sums, places).clamp(max=len(x) - 1)]
+        moments = some.T @ some * (sums[-1].item() / drawn / len(x))
+    # A feature whose few rows were drawn too often is scaled down. What one lacks is added to its diagonal by the caller.
+    too_much = (diagonal / moments.diagonal().clamp(min=1e-30)).clamp(max=1).sqrt()
+    return too_much[:, None] * moments * too_much
+
+
+def _apply_inverse(factors: Tensor, rows: Tensor, *, transposed: bool) -> Tensor:
+    """Return L^-1 or L^-T times each class's row (classes, D), for factors L as `Problem._factors` returns them."""
+    if factors.ndim == 2:
+        return rows / factors
+    columns = rows.view(len(factors), -1, rows.shape[1]).mT
+    solved: Tensor = torch.linalg.solve_triangular(factors.mT if transposed else factors, columns, upper=transposed)
+    return solved.mT.reshape(rows.shape)
