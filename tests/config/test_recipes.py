@@ -52,6 +52,7 @@ class Published:
     optimizer: type[torch.optim.Optimizer] = torch.optim.SGD
     decays_norms: bool = True
     one_forward: bool = True
+    stem: str = "torch"  # these projects replace torchvision's first convolution and leave it as PyTorch starts it
 
 
 PUBLISHED = {
@@ -69,16 +70,18 @@ PUBLISHED = {
     # SimCLR, appendix B.9: 1.0 x batch / 256 after ten epochs of warm-up; norms and biases neither decayed nor adapted
     "simclr_lars": Published(
         *(1024, 48, (4.0 / 480, 2.0 * (1 + math.cos(math.pi * (24_000 - 480) / 47_520)), 0.0), 1e-6, False, 0.5, 2048, (0.08, 1.0), 0.2),
-        **{"backbone": "resnet50", "interpolation": "bicubic", "head_norms": 2, "optimizer": optim.LARS, "decays_norms": False},
+        **{"backbone": "resnet50", "interpolation": "bicubic", "head_norms": 2, "optimizer": optim.LARS},
+        **{"decays_norms": False, "stem": "he"},
     ),
     # W-MSE: 3e-3 after 500 steps, a fifth for the last 50 epochs, a fifth of that for the last 25
     "simclr_wmse": Published(
         *(512, 97, (0.003 / 500, 0.003, 0.003 / 25), 1e-6, False, 0.5, 1024, (0.2, 1.0), 0.1),
         **{"interpolation": "bicubic", "normalize": True, "out": 64, "head_norms": 2, "optimizer": torch.optim.Adam, "one_forward": False},
     ),
-    # MoCo's CIFAR demo: 0.06 and 5e-4 on the sum of both halves, so 0.12 and 2.5e-4 on their mean; one linear layer
+    # MoCo's CIFAR demo: 0.06 and 5e-4 on the sum of both halves, so 0.12 and 2.5e-4 on their mean; one linear layer; epochs from 1 to 800
     "moco_cifar_demo": Published(
-        *(512, 97, (0.12, 0.06, 0.06 * (1 + math.cos(math.pi * 799 / 800))), 2.5e-4, False, 0.1, 0, (0.08, 1.0), 0.2),
+        *(512, 97, (0.06 * (1 + math.cos(math.pi / 800)), 0.06 * (1 + math.cos(math.pi * 401 / 800)), 0.0), 2.5e-4, False),
+        *(0.1, 0, (0.08, 1.0), 0.2),
         **{"epochs": 800, "normalize": True},
     ),
 }
@@ -181,6 +184,16 @@ def test_the_backbones_have_the_published_weights_and_feature_maps(backbone: str
     with torch.no_grad():
         network.eval()(torch.zeros(1, 3, 32, 32))
     assert seen == [(width, side, side) for width, side in zip(maps, (32, 16, 8, 4), strict=True)]
+
+
+@every_published
+def test_the_first_convolution_starts_as_in_the_published_code(name: str) -> None:
+    weight = build.build_method(Config({**recipe(name), "backbone": "resnet18"}), _cifar()).backbone.conv1.weight
+    assert weight.shape == (64, 3, 3, 3)
+    uniform, normal = 1 / math.sqrt(3 * 9), math.sqrt(2 / (64 * 9))  # the bound of PyTorch's default, and the deviation of He's fan-out
+    assert weight.std().item() == pytest.approx({"torch": uniform / math.sqrt(3), "he": normal}[PUBLISHED[name].stem], rel=0.05)
+    inside = (weight.abs() < 0.3 * weight.abs().max()).double().mean().item()  # a share of 0.3 if uniform, 0.8 if normal
+    assert (inside < 0.5) == (PUBLISHED[name].stem == "torch")
 
 
 @every_published

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -127,6 +128,31 @@ def test_every_batchnorm_of_a_backbone_is_split_and_keeps_its_state() -> None:
     whole = copy.deepcopy(plain)
     split_batchnorm(whole, 1)
     assert not any(isinstance(module, SplitBatchNorm) for module in whole.modules())
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d])
+def test_a_split_batchnorm_keeps_dtype_device_options_mode_and_frozen_parameters(kind: type[nn.Module]) -> None:
+    net = nn.Sequential(kind(3, eps=1e-3, momentum=0.2, dtype=torch.float64), kind(3, affine=False), kind(3, device="meta"))
+    net[0].eval()
+    net[0].weight.requires_grad_(False)
+    net[0].running_var.fill_(2.0)
+    state = net.state_dict(keep_vars=True)
+    split_batchnorm(net, 2)
+    assert [type(module) for module in net] == [SplitBatchNorm] * 3
+    assert [(module.eps, module.momentum, module.training) for module in net][:2] == [(1e-3, 0.2, False), (1e-5, 0.1, True)]
+    after = net.state_dict(keep_vars=True)
+    assert after.keys() == state.keys()
+    assert all(after[key] is tensor for key, tensor in state.items()), "the same tensors: dtype, device, requires_grad"
+    shape = (4, 3, 2, 2) if kind is nn.BatchNorm2d else (4, 3)
+    assert net[0].train()(torch.randn(shape, dtype=torch.float64)).dtype == torch.float64
+    assert net[1](torch.randn(shape)).std().item() == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("options", [{"track_running_stats": False}, {"momentum": None}])
+def test_a_batchnorm_that_cannot_be_split_is_refused(options: dict[str, Any]) -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, **options))
+    with pytest.raises(ValueError, match="split_batchnorm: 1 has no running statistics or no momentum: expected both"):
+        split_batchnorm(net, 2)
 
 
 @pytest.mark.parametrize(("n", "splits"), [(8, 2), (32, 4), (64, 8), (8, 8), (6, 1)])

@@ -134,6 +134,33 @@ def test_convolutions_and_the_replaced_stem_start_with_kaimings_fan_out_initiali
             assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.15), key
 
 
+@pytest.mark.parametrize("name", ["resnet18", "thin32"])
+@pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 28), (3, 96), (4, 96)])
+@pytest.mark.parametrize("stem_init", ["he", "torch", None])
+def test_stem_init_chooses_the_start_of_the_first_convolution_and_changes_no_other(
+    name: str, channels: int, size: int, stem_init: str | None
+) -> None:
+    torch.manual_seed(0)
+    net, _ = build_backbone(name, in_channels=channels, image_size=size, stem_init=stem_init)
+    torch.manual_seed(0)
+    plain, _ = build_backbone(name, in_channels=channels, image_size=size)
+    weight, fan_in = net.conv1.weight, net.conv1.weight[0].numel()
+    fan_out = len(weight) * net.conv1.kernel_size[0] ** 2
+    own = "he" if name == "resnet18" else "torch"
+    expected = {"he": math.sqrt(2 / fan_out), "torch": 1 / math.sqrt(3 * fan_in)}[stem_init or own]
+    assert weight.std().item() == pytest.approx(expected, rel=0.1)
+    if (stem_init or own) == "torch":
+        assert weight.abs().max() <= fan_in**-0.5
+    same = {key: torch.equal(value, plain.state_dict()[key]) for key, value in net.state_dict().items()}
+    assert same.pop("conv1.weight") == (stem_init in (None, own)), "a start that the backbone has anyway is not drawn again"
+    assert all(same.values())
+
+
+def test_an_unknown_start_of_the_stem_is_refused() -> None:
+    with pytest.raises(ValueError, match="stem_init: expected he, torch or null, got 'xavier'"):
+        build_backbone("thin16", in_channels=3, image_size=32, stem_init="xavier")
+
+
 def test_weights_are_a_function_of_the_seed() -> None:
     def weights(seed: int) -> list[torch.Tensor]:
         torch.manual_seed(seed)

@@ -17,6 +17,20 @@ MUTANTS = [
     Mutant("ImageNet stem on small images", "models/resnet.py", "if image_size <= 64:", "if image_size <= 16:", STEM),
     Mutant("max-pooling kept", "models/resnet.py", "net.maxpool = nn.Identity()", "pass", STEM),
     Mutant("stem rotated, not whitened", "models/resnet.py", "directions / (variance + WHITEN_EPSILON).sqrt()", "directions", WHITENED),
+    Mutant(
+        "stem_init=torch changes nothing",
+        "models/resnet.py",
+        'net.get_submodule("conv1").reset_parameters()',
+        "pass",
+        "test_stem_init_chooses_the_start_of_the_first_convolution_and_changes_no_other",
+    ),
+    Mutant(
+        "a recipe's stem_init is not used",
+        "build.py",
+        ", stem_init=stem_init)",
+        ")",
+        "test_the_first_convolution_starts_as_in_the_published_code",
+    ),
     Mutant("a bias before BatchNorm", "models/heads.py", "bias=not bn", "bias=True", "models/test_heads.py"),
     # momentum encoder and queue
     Mutant(
@@ -84,6 +98,13 @@ MUTANTS = [
         "enumerate(x.chunk(self.splits))",
         "enumerate(x.chunk(1))",
         "models/test_momentum.py",
+    ),
+    Mutant(
+        "split BatchNorm drops dtype and device",
+        "models/momentum.py",
+        "vars(split).update(vars(child))",
+        "split.load_state_dict(child.state_dict(), strict=False)",
+        "test_a_split_batchnorm_keeps_dtype_device_options_mode_and_frozen_parameters",
     ),
     # methods
     Mutant(

@@ -76,6 +76,23 @@ def test_with_unit_epoch_the_rate_equals_torchs_scheduler() -> None:
         scheduler.step()
 
 
+@pytest.mark.parametrize(("schedule", "warmup"), [("cosine", 0.0), ("cosine", 2.0), ("step", 0.0), ("constant", 2.0)])
+def test_with_unit_next_epoch_an_epoch_has_the_rate_of_the_next_one(schedule: str, warmup: float) -> None:
+    keys: dict[str, Any] = {"schedule": schedule, "warmup_epochs": warmup, "floor": 0.05}
+    for step in range(round(warmup) * PER_EPOCH, STEPS - PER_EPOCH):
+        assert rate(step, unit="next_epoch", **keys) == rate(step + PER_EPOCH, unit="epoch", **keys)
+    for step in range(round(warmup) * PER_EPOCH):
+        assert rate(step, unit="next_epoch", **keys) == rate(step, unit="epoch", **keys), "the warm-up changes at every step"
+
+
+def test_with_unit_next_epoch_the_rate_is_that_of_epochs_counted_from_1() -> None:
+    for epoch in range(1, 11):  # adjust_learning_rate of MoCo's CIFAR demo, in its loop over range(1, epochs + 1)
+        expected = 0.6 * 0.5 * (1.0 + math.cos(math.pi * epoch / 10))
+        for step in ((epoch - 1) * PER_EPOCH, epoch * PER_EPOCH - 1):
+            assert rate(step, unit="next_epoch", warmup_epochs=0) == pytest.approx(expected, abs=1e-12)
+    assert rate(STEPS - 1, unit="next_epoch", warmup_epochs=0, floor=0.05) == pytest.approx(0.05)
+
+
 def test_a_constant_schedule_stays_at_the_peak_after_the_warm_up() -> None:
     assert [rate(step, schedule="constant") for step in (0, 199, 200, 999)] == pytest.approx([0.003, 0.6, 0.6, 0.6])
 

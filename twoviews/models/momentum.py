@@ -106,17 +106,21 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def split_batchnorm(module: nn.Module, splits: int) -> None:
-    """Replace every BatchNorm1d and BatchNorm2d of a module by `SplitBatchNorm`, and keep weights and statistics.
+    """Replace every BatchNorm1d and BatchNorm2d of a module by `SplitBatchNorm` with the same parameters, buffers and mode.
 
     Args:
         module: changed in place.
         splits: S; 1 changes nothing.
+
+    Raises:
+        ValueError: if a BatchNorm has no running statistics, or averages them over all batches.
     """
     for name, child in module.named_children() if splits > 1 else ():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            if child.running_mean is None or child.momentum is None:
+                raise ValueError(f"split_batchnorm: {name} has no running statistics or no momentum: expected both")
             split = SplitBatchNorm(child.num_features, splits)
-            split.eps, split.momentum = child.eps, child.momentum
-            split.load_state_dict(child.state_dict())
+            vars(split).update(vars(child))  # the same parameters and buffers, so their dtype and device, and the mode
             setattr(module, name, split)
         else:
             split_batchnorm(child, splits)

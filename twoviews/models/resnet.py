@@ -10,23 +10,37 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 WHITEN_EPSILON = 1e-2  # added to the variance of each direction, so that noise in the smallest ones is not amplified
 
 
-def build_backbone(name: str, *, in_channels: int, image_size: int) -> tuple[nn.Module, int]:
+def build_backbone(name: str, *, in_channels: int, image_size: int, stem_init: str | None = None) -> tuple[nn.Module, int]:
     """Return a backbone with random weights.
 
     Args:
         name: a key of `BACKBONES`.
         in_channels: C of the images.
         image_size: side in pixels; above 64 the standard ResNets keep their ImageNet stem.
+        stem_init: of the first convolution: `he`, normal with He's fan-out (He et al. 2015, as in torchvision's ResNets); `torch`,
+            PyTorch's default, uniform with fan-in; None: `he` for the standard ResNets, `torch` for the thin ones.
 
     Returns:
         (module from (N, C, H, W) to h (N, embed_dim), embed_dim).
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if a name is unknown.
     """
     if name not in BACKBONES:
         raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {name!r}")
-    return BACKBONES[name](in_channels, image_size)
+    if stem_init not in (None, "he", "torch"):
+        raise ValueError(f"stem_init: expected he, torch or null, got {stem_init!r}")
+    net, embed_dim = BACKBONES[name](in_channels, image_size)
+    own = "he" if name.startswith("resnet") else "torch"  # not drawn a second time
+    if stem_init == "he" != own:
+        _he(net.get_parameter("conv1.weight"))
+    elif stem_init == "torch" != own:
+        net.get_submodule("conv1").reset_parameters()  # type: ignore[operator]
+    return net, embed_dim
+
+
+def _he(weight: Tensor) -> None:
+    nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
 
 
 def _resnet(block: type[BasicBlock | Bottleneck], layers: list[int]) -> Callable[[int, int], tuple[nn.Module, int]]:
@@ -44,7 +58,7 @@ def _resnet(block: type[BasicBlock | Bottleneck], layers: list[int]) -> Callable
             net.maxpool = nn.Identity()
         elif in_channels != 3:
             net.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+        _he(net.conv1.weight)
         return net, embed_dim
 
     return make

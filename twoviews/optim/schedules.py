@@ -3,6 +3,7 @@
 import math
 
 DROP, DROP_AT = 0.2, (0.05, 0.025)  # of the step schedule: the factor of each drop, and the share of the run that follows it
+UNITS = ("step", "epoch", "next_epoch")
 
 
 def learning_rate(
@@ -17,22 +18,23 @@ def learning_rate(
         warmup_epochs: length of the warm-up; the rate of its first step is peak / warm-up steps, never 0.
         schedule: `cosine`, from `peak` to `floor`; `step`: a fifth of `peak` for the last 5 % of the run and a fifth of that for
             the last 2.5 % (W-MSE, Ermolov et al. 2021: 50 and 25 of 1,000 epochs); `constant`.
-        unit: `step`, or `epoch`: the rate changes only between epochs.
+        unit: `step`; `epoch`: the rate changes only between epochs; `next_epoch`: as `epoch`, but each epoch has the rate of the
+            next one, as where epochs are counted from 1. The last epoch of a cosine then has the rate `floor`.
 
     Raises:
         ValueError: if a value is out of its range.
     """
-    if not 0 <= floor <= peak or schedule not in ("cosine", "step", "constant") or unit not in ("step", "epoch"):
+    if not 0 <= floor <= peak or schedule not in ("cosine", "step", "constant") or unit not in UNITS:
         raise ValueError(
-            f"learning rate: expected 0 <= floor <= peak, cosine|step|constant, step|epoch, got {floor}, {peak}, {schedule}, {unit}"
+            f"learning rate: expected 0 <= floor <= peak, cosine|step|constant, {'|'.join(UNITS)}, got {floor}, {peak}, {schedule}, {unit}"
         )
     warmup = round(warmup_epochs * steps_per_epoch)
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule == "constant":
         return peak
-    if unit == "epoch":
-        step = step // steps_per_epoch * steps_per_epoch
+    if unit != "step":
+        step = (step // steps_per_epoch + (unit == "next_epoch")) * steps_per_epoch
     if schedule == "step":
         return max(floor, peak * DROP ** sum(step >= steps - share * steps for share in DROP_AT))
     progress = max(0, step - warmup) / max(1, steps - warmup)
