@@ -22,20 +22,21 @@ TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 # The import order of docs/architecture.md: a part may import itself, what is on the same line, and every line below.
 LAYERS = [
     {"__main__"},
-    {"cli", "__init__"},  # __init__ imports lazily: the names of the Python API
+    {"cli", "api", "__init__"},  # __init__ imports lazily: the names of the Python API
     {"commands"},
-    {"train", "evaluation"},
+    {"train", "evaluation", "embedder", "inspection", "finish"},
     {"build"},
     {"cpu", "report"},
     {"methods", "probes"},
     {"models", "views", "data"},
     {"losses", "optim", "runs"},
-    {"config", "distributed", "device", "rng", "progress", "profiling"},
+    {"config", "distributed", "device", "rng", "progress", "output", "profiling"},
 ]
 PARTS = [part for layer in LAYERS for part in layer]
 # What the order alone does not forbid.
-ONLY = {"methods": {"methods", "models", "losses", "distributed"}, "cli": {"config", "runs", "commands"}}
-SEE_CONFIG = {"build", "train", "evaluation", "commands", "cli"}  # `config.load`; `config.schema` says what a key is, not its value
+ONLY = {"methods": {"methods", "models", "losses", "distributed"}, "cli": {"config", "runs", "commands", "device", "output"}}
+# `config.load`; `config.schema` says what a key is, not its value
+SEE_CONFIG = {"build", "train", "evaluation", "inspection", "finish", "commands", "cli", "api"}
 
 
 def part(name: str) -> str:

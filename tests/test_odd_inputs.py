@@ -1,4 +1,4 @@
-"""Odd inputs: a table of small cases, one function each, in `odd/`. Nothing of the user's may be lost, and nothing may go wrong silently."""
+"""Odd inputs: small cases, one function each, in `odd/`. Nothing of the user's may be lost, and nothing may go wrong silently."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ plain PyTorch.
 import importlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,16 +17,21 @@ from torch import Tensor, nn
 
 from twoviews import device, optim, runs
 from twoviews.config import Config
-from twoviews.data.dataset import Dataset, load, steps_per_epoch
+from twoviews.data.arrays import Arrays
+from twoviews.data.dataset import Dataset, load, prepare, steps_per_epoch
+from twoviews.data.folder import Options
 from twoviews.methods import METHODS
 from twoviews.methods.base import Method
 from twoviews.models.resnet import build_backbone, whiten_stem
 from twoviews.probes.embed import embed
+from twoviews.rng import seeded
 from twoviews.runs import weights
 from twoviews.views import Views, ViewSpec
 
 BUNDLED = {path.stem: path for path in sorted((Path(__file__).parent / "assets").glob("*.safetensors"))}  # pretrained models, by name
 FROM_DATA = ("backbone", "embed_dim", "num_classes", "num_images")  # arguments of constructors that are not keys
+OWN_DATA = "own_data"  # what `dataset` is in a run whose images were given in Python; no word of a command line
+LEAST_SAMPLE = 200  # images; statistics of fewer say little: RankMe is at most their number
 WHITEN_IMAGES = 5000  # training images from which the statistics of patches are computed
 
 
@@ -44,26 +49,34 @@ class Parts:
     steps_per_epoch: int
     peak_rate: float
 
+    def sample(self, most: int) -> Tensor:
+        """Return at most so many images (n, C, H, W) uint8 of `val`, or of all training images if `val` is small."""
+        images = self.dataset.split("val")[0]
+        images = images if len(images) >= LEAST_SAMPLE else self.dataset.split("train+val")[0]
+        return images[:: -(-len(images) // most)]
+
     def embed(self, module: nn.Module, images: Tensor, name: str = "embed") -> Tensor:
         """Return features (N, D) of whole images by a frozen module of this run."""
         device, autocast = self.machine.device, self.machine.autocast
         return embed(module, images, mean=self.views.mean, std=self.views.std, device=device, autocast=autocast, name=name)
 
 
-def build(cfg: Config) -> Parts:
+def build(cfg: Config, data: Arrays | None = None) -> Parts:
     """Build all parts of a run. Weights are a function of the seed.
+
+    Args:
+        cfg: of the run.
+        data: images and labels; None: those of `cfg.dataset`.
 
     Raises:
         ValueError: if a value is out of range or the data cannot be read: before anything is written.
     """
     given_to_method(cfg, dict.fromkeys(FROM_DATA))  # a missing key is reported before the data are read
     machine = device.choose(device=cfg.device, threads=cfg.threads, precision=cfg.precision, compile=cfg.compile)
-    if machine.device.type == "cpu":
-        device.keep_freed_memory()
-    dataset = load(cfg.dataset, cfg.data_dir, cfg.train_size, image_size=cfg.image_size, on_bad=cfg.on_bad)
-    images, labels = dataset.split(cfg.train_on)
+    dataset = load_data(cfg) if data is None else prepare(data, cfg.train_size)
+    images, labels = dataset.training(cfg.train_on, labelled=METHODS[cfg.method].uses_labels)
     peak = optim.resolve_learning_rate(cfg.learning_rate, cfg.base_learning_rate, cfg.batch_size)
-    _check(cfg, dataset, len(images), bool((labels < 0).any()), peak)
+    _check(cfg, dataset, len(images), bool((labels < 0).any()))
     views = build_views(cfg, dataset)
     method = to_device(build_method(cfg, dataset, _init_file(cfg)), machine)
     optimizer = optim.build(
@@ -88,7 +101,23 @@ def build(cfg: Config) -> Parts:
     )
 
 
-def _check(cfg: Config, dataset: Dataset, images: int, unlabelled: bool, peak: float) -> None:
+def load_data(cfg: Config) -> Dataset:
+    """Return the data set of a configuration.
+
+    Raises:
+        ValueError: if the data cannot be read.
+    """
+    if cfg.dataset == OWN_DATA:
+        raise ValueError(
+            f"dataset={OWN_DATA}: the images of this run were given in Python, with data=: give them again there, "
+            "twoviews.pretrain(resume=<run>, data=...) or twoviews.evaluate(<run>, data=...)"
+        )
+    given = {key.name: cfg.get(key.name) for key in fields(Options)}  # runs of version 0.1.0 lack some of these keys
+    options: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None}
+    return load(cfg.dataset, cfg.data_dir, cfg.get("train_size"), options=Options(**options))
+
+
+def _check(cfg: Config, dataset: Dataset, images: int, unlabelled: bool) -> None:
     """Refuse combinations of keys and data that cannot be trained."""
     if METHODS[cfg.method].uses_labels and unlabelled:
         raise ValueError(f"train_on={cfg.train_on}: {cfg.method} needs labels, and test images have none here: expected train+val")
@@ -96,16 +125,17 @@ def _check(cfg: Config, dataset: Dataset, images: int, unlabelled: bool, peak: f
         raise ValueError(f"batch_size={cfg.batch_size}: {dataset.title} has {images} images in {cfg.train_on}: choose at most that")
     if not cfg.drop_last and images % cfg.batch_size == 1:
         raise ValueError(f"drop_last=false: the last batch of an epoch would hold one image (of {images}): change batch_size or drop it")
-    if cfg.min_learning_rate > peak:
-        raise ValueError(f"min_learning_rate={cfg.min_learning_rate}: above the peak rate {peak:g}: choose at most that")
-    if cfg.warmup_epochs >= cfg.epochs and cfg.warmup_epochs > 0:
-        raise ValueError(f"warmup_epochs={cfg.warmup_epochs}: as long as the run ({cfg.epochs} epochs): choose less")
 
 
 def _init_file(cfg: Config) -> Path | None:
+    """Return the weights that `init` names: a file, a bundled model or a run."""
     if not cfg.get("init"):
         return None
-    return Path(cfg.init) if cfg.init.endswith(".safetensors") else runs.find(cfg.init, Path(cfg.runs_dir)) / runs.BACKBONE
+    path = Path(cfg.init) if Path(cfg.init).exists() else BUNDLED.get(cfg.init, Path(cfg.init))
+    if path.is_file():
+        return path
+    also = f", weights file or bundled model ({', '.join(BUNDLED)})"
+    return runs.find(cfg.init, Path(cfg.runs_dir), key="init", also=also) / runs.BACKBONE
 
 
 def build_views(cfg: Config, dataset: Dataset) -> Views:
@@ -134,17 +164,18 @@ def build_method(cfg: Config, dataset: Dataset, init: Path | None = None) -> Met
         ValueError: if the recipe lacks a key that the method's constructor names.
     """
     channels, height = dataset.images.shape[1:3]
-    torch.manual_seed(cfg.seed)
-    backbone, embed_dim = build_backbone(cfg.backbone, in_channels=channels, image_size=height)
-    images = dataset.split(cfg.train_on)[0]
-    if cfg.whiten_stem:
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in _normalisation(cfg, dataset))
-        some = images[:: -(-len(images) // WHITEN_IMAGES)]  # spread over the set: an image folder is sorted by class
-        whiten_stem(backbone, (some.float() / 255 - mean) / std)
-    if init is not None:
-        weights.load_into(backbone, init)
-    parts = dict(zip(FROM_DATA, (backbone, embed_dim, len(dataset.classes), len(images)), strict=True))
-    return METHODS[cfg.method](**given_to_method(cfg, parts))
+    stem_init = cfg.get("stem_init")  # runs of version 0.1.0 lack this key
+    images = dataset.training(cfg.train_on, labelled=METHODS[cfg.method].uses_labels)[0]
+    with seeded(cfg.seed):
+        backbone, embed_dim = build_backbone(cfg.backbone, in_channels=channels, image_size=height, stem_init=stem_init)
+        if cfg.whiten_stem:
+            mean, std = (torch.tensor(v).view(-1, 1, 1) for v in _normalisation(cfg, dataset))
+            some = images[:: -(-len(images) // WHITEN_IMAGES)]  # spread over the set: an image folder is sorted by class
+            whiten_stem(backbone, (some.float() / 255 - mean) / std)
+        if init is not None:
+            weights.load_into(backbone, init)
+        parts = dict(zip(FROM_DATA, (backbone, embed_dim, len(dataset.classes), len(images)), strict=True))
+        return METHODS[cfg.method](**given_to_method(cfg, parts))
 
 
 def given_to_method(cfg: Config, parts: dict[str, Any]) -> dict[str, Any]:
@@ -240,7 +271,8 @@ def load_backbone(run: str | Path) -> nn.Module:
     about = weights.check(path, runs.identity(Path(run))) if Path(run).is_dir() else weights.read(path)[1]
     if "backbone" not in about:
         raise ValueError(f"{path}: does not say which backbone it holds: not written by TwoViews")
-    module, _ = build_backbone(about["backbone"], in_channels=int(about["in_channels"]), image_size=int(about["image_size"]))
+    with seeded(0):  # the values are replaced; the caller's random state must not move
+        module, _ = build_backbone(about["backbone"], in_channels=int(about["in_channels"]), image_size=int(about["image_size"]))
     weights.load_into(module, path)
     for name in ("mean", "std"):
         module.register_buffer(name, torch.tensor([float(v) for v in about[name].split()]).view(-1, 1, 1), persistent=False)

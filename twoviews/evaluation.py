@@ -145,7 +145,7 @@ class Evaluation:
     seed: int
     max_steps: int | None
     leave_one_out: bool = False
-    cache: dict[tuple[str, str], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)  # features of networks, used by several probes
+    cache: dict[tuple[str, str], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)  # features, for several probes
 
     def steps(self, probes: tuple[str, ...]) -> list[tuple[str, ...]]:
         """Return the probes in the order of evaluation; all kNN protocols are one step, because one search serves them."""

@@ -79,7 +79,9 @@ def test_only_what_is_left_is_repeated(few: Path, tmp_path: Path, monkeypatch: p
         assert main(["pretrain", *words(few, tmp_path / "runs")]) == 4
     asked: list[tuple[str, ...]] = []
     evaluate = evaluation.evaluate
-    monkeypatch.setattr(evaluation, "evaluate", lambda cfg, parts, probes, **more: [asked.append(probes), evaluate(cfg, parts, probes, **more)])
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda cfg, parts, probes, **more: [asked.append(probes), evaluate(cfg, parts, probes, **more)]
+    )
     assert main(["pretrain", "resume=latest", f"runs_dir={tmp_path / 'runs'}"]) == 0
     assert asked == [("linear_precomp", "low_label")]
 
@@ -104,8 +106,11 @@ def test_ctrl_c_keeps_the_probes_that_ended(
     assert done == {"knn", "linear_precomp"}
     out, err = capsys.readouterr()
     assert err == "twoviews: interrupted\n"
-    said = "stopped: 2 of 3 probes are stored" if verb == "evaluate" else "stopped in the evaluation: the weights and 15 accuracies are kept"
-    assert said in out
+    says = {
+        "evaluate": "stopped: 2 of 3 probes are stored",
+        "pretrain": "stopped in the evaluation: the weights and 15 accuracies are kept",
+    }
+    assert says[verb] in out
 
 
 def test_a_run_whose_evaluation_failed_can_be_evaluated_by_other_probes(

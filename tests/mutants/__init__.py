@@ -3,6 +3,7 @@
 Most were published: in the reference projects, in other projects like ours, or in their issues.
 """
 
-from mutants import config, cpu, data, losses, models, optim, probes, runs, train, views
+from mutants import after, api, config, cpu, data, losses, models, optim, pixels, probes, runs, train, views
 
-MUTANTS = [one for part in (losses, optim, views, cpu, models, probes, data, runs, config, train) for one in part.MUTANTS]
+PARTS = (losses, optim, views, cpu, models, probes, data, pixels, runs, config, train, after, api)
+MUTANTS = [one for part in PARTS for one in part.MUTANTS]

@@ -27,8 +27,8 @@ MUTANTS = [
     Mutant(
         "a failed step is not left",
         "finish.py",
-        "summary[\"unfinished\"] = [name for names in left.values() for name in names]",
-        "summary[\"unfinished\"] = []",
+        'summary["unfinished"] = [name for names in left.values() for name in names]',
+        'summary["unfinished"] = []',
         "commands/test_finish.py",
     ),
     Mutant(

@@ -8,8 +8,8 @@ MUTANTS = [
     Mutant(
         "resume=latest takes a finished run",
         "runs/find.py",
-        "if not (path / SUMMARY).is_file()]\n    if not unfinished",
-        "if (path / SUMMARY).is_file()]\n    if not unfinished",
+        '(read_json(path, SUMMARY) or {"unfinished": True}).get("unfinished")',
+        "read_json(path, SUMMARY)",
         "test_resume_latest_continues_the_newest_unfinished_run",
     ),
     # locks

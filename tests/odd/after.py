@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import tiny as small
 import torch
-from odd.odd import SIZE, Odd
 from PIL import Image
 
+from odd.odd import SIZE, Odd
 from twoviews import runs
 from twoviews.data.dataset import Dataset
 from twoviews.report import html, plots
@@ -90,7 +90,7 @@ def views_far_smaller_than_the_images_are_mentioned(odd: Odd) -> None:
         for i in range(12):
             Image.fromarray(random.integers(0, 256, (64, 64, 3), np.uint8)).save(odd.data / name / f"{i}.png")
     _, out = odd.trained("image_size=64", "max_steps=1")
-    assert "views of 20 pixels from images of 64: chosen for images of 32 pixels; view_sizes=[40,40] keeps the ratio" in out
+    assert "views of 20 pixels from images of 64: chosen for images of 32; view_sizes=[40,40] keeps the ratio" in out
 
 
 def another_size_than_the_encoders_is_mentioned(odd: Odd) -> None:
@@ -107,7 +107,14 @@ def another_size_than_the_encoders_is_mentioned(odd: Odd) -> None:
 
 REAL_WRITE = html.write
 VIEW = {
-    **{"crop_scale": (0.5, 1.0), "crop_ratio": (0.75, 1.33), "interpolation": "bilinear", "flip_p": 0.5, "jitter_p": 0.0, "brightness": 0.0},
+    **{
+        "crop_scale": (0.5, 1.0),
+        "crop_ratio": (0.75, 1.33),
+        "interpolation": "bilinear",
+        "flip_p": 0.5,
+        "jitter_p": 0.0,
+        "brightness": 0.0,
+    },
     **{"contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grayscale_p": 0.0, "blur_p": 0.0, "blur_kernel": 3, "blur_sigma": (0.1, 2.0)},
     "solarize_p": 0.0,
 }

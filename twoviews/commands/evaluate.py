@@ -33,6 +33,10 @@ def run_evaluate(cfg: Config, data: Arrays | None = None) -> list[dict[str, Any]
 
     Returns:
         The new rows.
+
+    Raises:
+        ValueError: if the run is not finished, keys contradict each other, or a file of the run is damaged or of another run.
+        MemoryError: if memory is full; rows of the probes that ended are stored.
     """
     probes = protocols.parse(cfg.probes, cfg.solver)
     if protocols.votes(probes, "z") and cfg.load_epoch is not None:
@@ -56,7 +60,8 @@ def run_evaluate(cfg: Config, data: Arrays | None = None) -> list[dict[str, Any]
         dataset = _other_data(cfg, parts) if cfg.transfer else parts.dataset
         store = _Store(folder, summary, probes, on=dataset.title if cfg.transfer else None)
         seed = stored["seed"] if cfg.seed is None else cfg.seed
-        with device.naming_memory(f": nothing of {path} is lost: evaluate fewer probes at once, with probes="), store.telling_what_is_kept():
+        advice = f": nothing of {path} is lost: evaluate fewer probes at once, with probes="
+        with device.naming_memory(advice), store.telling_what_is_kept():
             evaluate(run_cfg, parts, probes, data=dataset, of=of, seed=seed, max_steps=cfg.max_steps, store=store)
     rows = store.rows
     if rows:

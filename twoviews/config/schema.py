@@ -102,6 +102,7 @@ def _role(role: str, verbs: tuple[str, ...], **rules: Rule) -> dict[str, Rule]:
 _probability = Rule(float, 0, 1)
 _strength = Rule(float, 0, 10)
 _path = Rule(str, null=True)
+_benchmarks = ("views", "evaluation", "ntxent", "startup", "job", "steps", "embed")
 _data_sets = ("cifar10", "cifar100", "fashion_mnist", "fashion_mini", "blood_cells", "folder")
 
 REFERENCE_TABLES = ("p3i0t", "p3i0t_settings", "dkobak", "dkobak_short", "race")
@@ -125,6 +126,7 @@ RULES: dict[str, Rule] = {
         value_range=Rule(float, -1e38, 1e38, null=True, items=2, pair=True, verbs=(*READING, "embed")),
         on_bad=Rule(str, choices=("stop", "skip"), verbs=(*READING, "embed")),
         backbone=Rule(str, choices=("resnet18", "resnet34", "resnet50", "thin16", "thin32", "thin64"), verbs=("pretrain", "evaluate")),
+        stem_init=Rule(str, choices=("he", "torch"), null=True),
         whiten_stem=Rule(bool),
         init=_path,
         train_on=Rule(str, choices=("train", "train+val", "train+val+test")),
@@ -171,7 +173,7 @@ RULES: dict[str, Rule] = {
         weight_decay=Rule(float, 0, 10),
         decay_norms=Rule(bool),
         schedule=Rule(str, choices=("cosine", "step", "constant")),
-        schedule_unit=Rule(str, choices=("step", "epoch")),
+        schedule_unit=Rule(str, choices=("step", "epoch", "next_epoch")),
         warmup_epochs=Rule(float, 0, 100_000),
         precision=Rule(str, choices=("auto", "bf16", "fp32", "fp64"), verbs=("pretrain", "evaluate", "embed", "doctor")),
     ),
@@ -180,7 +182,7 @@ RULES: dict[str, Rule] = {
         ("pretrain", "evaluate", "embed", "report", "doctor"),
         device=Rule(str, choices=("auto", "cpu", "cuda", "mps"), verbs=("pretrain", "evaluate", "embed", "report", "bench", "doctor")),
         threads=Rule(int, 1, 1024, null=True),
-        compile=Rule(str, choices=("auto", True, False), verbs=("pretrain", "evaluate", "embed", "doctor")),
+        compile=Rule(str, choices=("auto", True, False), verbs=("pretrain", "evaluate", "doctor")),
     ),
     **_role(
         "output",
@@ -200,7 +202,7 @@ RULES: dict[str, Rule] = {
         debug=Rule(bool, verbs=VERBS),
         view=Rule(str, choices=("list", "best", "compare", *REFERENCE_TABLES), verbs=("runs",)),
         format=Rule(str, choices=("markdown", "csv", "latex"), verbs=("runs",)),
-        what=Rule(str, choices=("all", "views", "evaluation", "ntxent", "startup", "job", "steps", "epoch"), words=True, verbs=("bench",)),
+        what=Rule(str, choices=("all", *_benchmarks, "epoch"), words=True, verbs=("bench",)),
         small=Rule(bool, verbs=("bench",)),
     ),
     **_role(

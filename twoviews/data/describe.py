@@ -4,6 +4,7 @@ import numpy as np
 
 from twoviews.data.arrays import Arrays
 from twoviews.data.duplicates import Pairs, equal_images, equal_of_other_classes
+from twoviews.data.layout import FLAT
 from twoviews.data.names import listed, plural, span
 
 PAIRS = 3  # pairs of equal images in a line
@@ -33,8 +34,8 @@ def _counts(labels: np.ndarray, classes: tuple[str, ...]) -> str:
     counts = np.bincount(labels, minlength=len(classes))
     present = counts[counts > 0]
     number = f"{len(present)} of {plural(len(classes), 'class')}" if len(present) < len(classes) else plural(len(classes), "class")
-    sizes = span(present.min(), present.max())
-    return f"{len(labels):>9,} images, " + (f"{number} of {sizes}" if len(classes) > 1 else "no classes")
+    one = "no classes" if classes == (FLAT,) else "one class"
+    return f"{len(labels):>9,} images, " + (f"{number} of {span(present.min(), present.max())}" if len(classes) > 1 else one)
 
 
 def _missing(arrays: Arrays) -> list[str]:

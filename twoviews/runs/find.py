@@ -51,7 +51,7 @@ def newest_unfinished(runs_dir: Path) -> Path:
     Raises:
         ValueError: if there is none.
     """
-    unfinished = [path for path in folders(runs_dir) if not read_json(path, SUMMARY) or read_json(path, SUMMARY).get("unfinished")]
+    unfinished = [path for path in folders(runs_dir) if (read_json(path, SUMMARY) or {"unfinished": True}).get("unfinished")]
     if not unfinished:
         raise ValueError(f"resume=latest: no unfinished run in {runs_dir}{_listing(runs_dir)}")
     return unfinished[-1]

@@ -31,6 +31,19 @@ DATA = "# data: "  # its second line: the digest of pixels and labels
 NUMBERS = re.compile(r"\[\s[-+.\deE\s,nul]*\]")  # a list of numbers is printed on one line
 
 
+class StepFailed(RuntimeError):
+    """A step after training failed: the weights and all accuracies so far are in the folder `run`.
+
+    Args:
+        message: what failed, what is kept, and the command that repeats it.
+        run: the run folder.
+    """
+
+    def __init__(self, message: str, run: Path) -> None:
+        super().__init__(message)
+        self.run = run
+
+
 class RunFolder:
     """A folder that one process at a time writes: `with RunFolder(path) as run:` holds its lock.
 
@@ -81,7 +94,7 @@ class RunFolder:
         if isinstance(content, dict):
             content = {"sha256": checksum(content, self.identity), **content}
             content = NUMBERS.sub(lambda match: " ".join(match[0].split()), json.dumps(content, indent=1)) + "\n"
-        write_atomic(self.path / name, content if isinstance(content, bytes) else content.encode())
+        write_atomic(self.path / name, content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
 
 
 def create(runs_dir: Path, name: str, config_yaml: str, run_id: str | None = None, data_digest: str = "") -> Path:
@@ -149,6 +162,8 @@ def read_config(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(text)
     except UnicodeDecodeError:
         raise ValueError(f"{path / CONFIG}: damaged: not text") from None
+    except PermissionError as error:
+        raise ValueError(f"{path / CONFIG}: cannot be read ({error.strerror})") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path / CONFIG}: not YAML ({' '.join(str(error).split())[:100]})") from None
     if not isinstance(config, dict):
@@ -203,5 +218,5 @@ def check_data(path: Path, digest: str) -> None:
     if stored != digest:
         raise ValueError(
             f"{path}: the data differ from the run's (digest {digest[:12]}, in the run {str(stored)[:12]}): "
-            "give the run's data with data_dir="
+            "give the run's data with data_dir=, or in Python with data="
         )
