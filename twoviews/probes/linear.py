@@ -222,12 +222,15 @@ class Problem:
         for some, own in zip(torch.split(x, size), torch.split(labels, size), strict=True):
             logits = (some @ w.T).T.contiguous()
             logits -= logits.amax(0)
-            loss -= logits.gather(0, own[None]).double().sum()
-            share = logits.exp_()
-            total = share.sum(0)
-            loss += total.log().double().sum()
+            at = own[None]
+            own_logit, share = logits.gather(0, at), logits.exp_()
+            own_share = share.gather(0, at)
+            share.scatter_(0, at, 0.0)
+            others = share.sum(0, keepdim=True)  # apart from the label's own: 1 - p of float32 is too coarse where p is almost 1
+            loss += ((others.double() + own_share).log() - own_logit).sum()
+            total = others + own_share
             share /= total
-            share.scatter_add_(0, own[None], share.new_full((1, len(own)), -1.0))  # now the gradient of the logits, times N
+            share.scatter_(0, at, -others / total)  # now the gradient of the logits, times N
             gradient.addmm_(share, some)
         gradient /= len(x)
         gradient[:, :-1] += decay * w[:, :-1]
