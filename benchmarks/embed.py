@@ -25,9 +25,9 @@ from PIL import Image
 
 from twoviews import Embedder, load_backbone
 from twoviews.data import READERS
-from twoviews.data.inputs import inputs
-from twoviews.data.pixels import Decoded, Reading, decode
 from twoviews.device import cpu_name
+from twoviews.images.inputs import inputs
+from twoviews.images.pixels import Decoded, Reading, decode
 
 MODEL = "simclr-blood_cells-thin32"
 FILES, SMALL, SIDE, TURNS, BATCH = 10_000, 300, 128, 3, 256

@@ -80,7 +80,7 @@ LONG = (
     *("reliability/", "benchmarks/", "commands/", "data/test_folder.py", "methods/test_methods.py", "test_add_a_method.py", "test_api.py"),
     *("test_build.py", "test_cli.py", "test_gpu.py", "test_leakage.py", "test_package.py", "test_plug.py", "test_profiling.py"),
     *(
-        "data/test_layout_fuzz.py",
+        "images/test_layout_fuzz.py",
         "test_embedder",
         "test_readme.py",
         "test_release.py",

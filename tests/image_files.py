@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twoviews.data import cifar, decoding, pixels
+from twoviews.data import cifar
+from twoviews.images import decoding, pixels
 
 SPLITS = {"train": 3, "test": 2}  # images per class of `write_cifar_tree`
 

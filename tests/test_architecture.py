@@ -29,7 +29,7 @@ LAYERS = [
     {"cpu", "report"},
     {"methods", "probes"},
     {"models", "views", "data"},
-    {"losses", "optim", "runs"},
+    {"losses", "optim", "images", "runs"},
     {"config", "distributed", "device", "rng", "progress", "output", "profiling"},
 ]
 PARTS = [part for layer in LAYERS for part in layer]

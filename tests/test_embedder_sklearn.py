@@ -15,8 +15,9 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import check_estimator
 
 from twoviews import embedder
-from twoviews.data import READERS, inputs
+from twoviews.data import READERS
 from twoviews.embedder import Embedder
+from twoviews.images import inputs
 
 COLOUR, GRAY = "simclr-blood_cells-thin32", "simclr-fashion_mnist-thin32"
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from twoviews import build, device, runs
-from twoviews.data.channels import change_channels
-from twoviews.data.inputs import Notes, batches, home, inputs
-from twoviews.data.names import listed, plural
-from twoviews.data.pixels import Reading, check_ranges
+from twoviews.images.channels import change_channels
+from twoviews.images.inputs import Notes, batches, home, inputs
+from twoviews.images.names import listed, plural
+from twoviews.images.pixels import Reading, check_ranges
 from twoviews.runs import weights
 
 LEAST_BATCH, BATCH = 16, 256  # images in one forward pass

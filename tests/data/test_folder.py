@@ -21,8 +21,9 @@ from PIL import Image
 
 from twoviews import runs
 from twoviews.cli import main
-from twoviews.data import dataset, decoding, folder, pixels
+from twoviews.data import dataset, folder
 from twoviews.data.arrays import Arrays
+from twoviews.images import decoding, pixels
 
 EACH, SIZE = 12, 16  # images per folder of `write_tree`, and their size
 OPTIONS = folder.Options(image_size=SIZE)

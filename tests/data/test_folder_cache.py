@@ -14,8 +14,9 @@ import pytest
 from image_files import SPLITS, write_cifar_tree, write_tree
 from PIL import Image
 
-from twoviews.data import cache, cifar, folder
+from twoviews.data import cifar, folder
 from twoviews.data.arrays import Arrays
+from twoviews.images import cache
 from twoviews.runs import files
 
 Decodings = list[tuple[int, int | None]]

@@ -14,8 +14,8 @@ import pytest
 from picture_files import SIZE, mean_on, picture, write_tiff
 from PIL import Image
 
-from twoviews.data import pillow_warnings
-from twoviews.data.pixels import Decoded, Reading, decode, kind
+from twoviews.images import pillow_warnings
+from twoviews.images.pixels import Decoded, Reading, decode, kind
 
 OWN_SIZE = Reading(None)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from image_files import write_tree
 
-from twoviews.data import names
-from twoviews.data.layout import Layout, recognise
-from twoviews.data.scan import scan
+from twoviews.images import names
+from twoviews.images.layout import Layout, recognise
+from twoviews.images.scan import scan
 
 
 def recognised(root: Path, layout: str = "auto") -> Layout:

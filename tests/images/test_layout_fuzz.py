@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from twoviews.data import dataset, folder
-from twoviews.data.layout import FLAT
-from twoviews.data.names import SPLIT_NAMES, is_ignored
+from twoviews.images.layout import FLAT
+from twoviews.images.names import SPLIT_NAMES, is_ignored
 
 SIZE = 8
 NAMES = ("cat", "Cat", "dog", "ä", "a\u0308", "bus ", ".hidden", "__MACOSX", "images", os.fsdecode(b"\xff"), "new\nline")

@@ -10,8 +10,8 @@ import pytest
 from picture_files import MODES, mean_on, picture, write_png, write_tiff
 from PIL import Image
 
-from twoviews.data import formats
-from twoviews.data.pixels import Decoded, Reading, check_ranges, decode, decode_image
+from twoviews.images import formats
+from twoviews.images.pixels import Decoded, Reading, check_ranges, decode, decode_image
 
 Image.init()
 ENDINGS = {name: suffix for suffix, name in reversed(Image.registered_extensions().items()) if name in Image.SAVE}

@@ -12,7 +12,7 @@ from unittest.mock import patch
 from PIL import Image
 
 from odd.odd import SIZE, Odd
-from twoviews.data import pixels
+from twoviews.images import pixels
 
 
 def _printed(odd: Odd, *words: str) -> str:

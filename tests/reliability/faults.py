@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from twoviews import build, evaluation, runs, train
-from twoviews.data import pixels
+from twoviews.images import pixels
 from twoviews.methods import METHODS
 from twoviews.runs import checkpoint, files
 

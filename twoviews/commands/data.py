@@ -13,7 +13,7 @@ from twoviews.config import Config
 from twoviews.data.dataset import Dataset
 from twoviews.data.describe import pairs
 from twoviews.data.duplicates import NEAR, near_images
-from twoviews.data.names import shown
+from twoviews.images.names import shown
 from twoviews.runs.files import write_atomic
 
 SHEET = "images.png"  # default file

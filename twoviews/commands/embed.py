@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from twoviews.config import Config
-from twoviews.data.names import plural, shown
 from twoviews.embedder import Embedder, Features
+from twoviews.images.names import plural, shown
 from twoviews.runs.files import write_atomic
 
 LISTED = 20  # largest number of names that are printed

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twoviews.data.names import escaped
+from twoviews.images.names import escaped
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from twoviews.data import READERS, folder
 from twoviews.data.arrays import Arrays
-from twoviews.data.channels import change_channels
 from twoviews.data.describe import describe
 from twoviews.data.folder import Options
-from twoviews.data.names import plural, span
+from twoviews.images.channels import change_channels
+from twoviews.images.names import plural, span
 from twoviews.rng import permutation
 
 VAL_SIZE = 5000  # images in `val`, or a tenth of the training images if that is less

@@ -4,8 +4,8 @@ import numpy as np
 
 from twoviews.data.arrays import Arrays
 from twoviews.data.duplicates import Pairs, equal_images, equal_of_other_classes
-from twoviews.data.layout import FLAT
-from twoviews.data.names import listed, plural, span
+from twoviews.images.layout import FLAT
+from twoviews.images.names import listed, plural, span
 
 PAIRS = 3  # pairs of equal images in a line
 

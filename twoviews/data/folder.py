@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from twoviews.data.arrays import Arrays
-from twoviews.data.class_list import read_names
-from twoviews.data.decoding import Decoded, decode_all, list_bad
-from twoviews.data.layout import Layout, recognise
-from twoviews.data.names import LISTED, is_ignored, listed, plural, shown
-from twoviews.data.pixels import Reading
-from twoviews.data.scan import scan
+from twoviews.images.class_list import read_names
+from twoviews.images.decoding import Decoded, decode_all, list_bad
+from twoviews.images.layout import Layout, recognise
+from twoviews.images.names import LISTED, is_ignored, listed, plural, shown
+from twoviews.images.pixels import Reading
+from twoviews.images.scan import scan
 
 LEAST = 20  # training images
 CIFAR_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from twoviews.data.arrays import Arrays
-from twoviews.data.names import listed
-from twoviews.data.pixels import Reading, decode_image
+from twoviews.images.names import listed
+from twoviews.images.pixels import Reading, decode_image
 from twoviews.progress import Progress
 
 FORMS = "(images, labels), a data set of (image, label), or a pair of these for train and test"

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from twoviews.data.names import class_name, listed, plural, shown
+from twoviews.images.names import class_name, listed, plural, shown
 
 Classes = dict[str, list[Path]]  # images of each class, in the order of the labels
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import PIL
 
-from twoviews.data import cache, formats, pixels
-from twoviews.data.names import plural, shown
+from twoviews.images import cache, formats, pixels
+from twoviews.images.names import plural, shown
 from twoviews.progress import Progress
 
 AHEAD = 256  # files that are decoded before their images are taken, so that decoded images do not pile up

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFile
 
-from twoviews.data.pillow_warnings import collect
+from twoviews.images.pillow_warnings import collect
 
 # Formats that are believed by the ending of the name alone: a file that is then not an image is a bad file.
 COMMON = {"PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "HEIF", "JXL", "JPEG2000", "PPM", "TGA"}

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from twoviews.data import scan
-from twoviews.data.decoding import in_parallel
-from twoviews.data.names import plural, shown
-from twoviews.data.pixels import Decoded, Reading, decode, decode_array, decode_image
+from twoviews.images import scan
+from twoviews.images.decoding import in_parallel
+from twoviews.images.names import plural, shown
+from twoviews.images.pixels import Decoded, Reading, decode, decode_array, decode_image
 from twoviews.progress import Progress
 
 LISTED = 20  # largest number of bad images in a message

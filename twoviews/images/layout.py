@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from twoviews.data.class_list import Classes, choose
-from twoviews.data.names import SPLIT_NAMES, class_name, listed, plural, shown, split_of
-from twoviews.data.scan import Folder, Ignored
+from twoviews.images.class_list import Classes, choose
+from twoviews.images.names import SPLIT_NAMES, class_name, listed, plural, shown, split_of
+from twoviews.images.scan import Folder, Ignored
 
 FLAT = "images"  # the one class of images without class folders
 

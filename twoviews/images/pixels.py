@@ -8,8 +8,8 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from twoviews.data import pillow_warnings
-from twoviews.data.formats import RAW_SUFFIXES, kind, needs, open_image
+from twoviews.images import pillow_warnings
+from twoviews.images.formats import RAW_SUFFIXES, kind, needs, open_image
 
 __all__ = ["BACKGROUNDS", "Decoded", "Reading", "check_ranges", "decode", "decode_array", "decode_image", "kind"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from twoviews.data import formats
-from twoviews.data.names import is_ignored, listed, plural, shown
+from twoviews.images import formats
+from twoviews.images.names import is_ignored, listed, plural, shown
 
 # Endings of files that are not opened to look for an image in them: there may be one such file for each image.
 TEXTS = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".log", ".py"}
