@@ -23,9 +23,10 @@ WIDTH, COLUMN = 88, 24  # of a line, and where its text starts
 LONGEST = 92  # characters of a text, on one line or two
 
 # The order of the data flow; what is not named here follows in alphabetical order.
-ORDER = ["cli", "commands", "config", "build", "train", "evaluation", "methods", "models", "losses", "optim"]
-ORDER += ["views", "data", "probes", "runs", "report", "cpu"]
-FIRST = ["base", "load", "schema", "base.yaml", "spec", "arrays", "dataset", "embed", "knn", "folder", "build"]  # in their folders
+ORDER = ["cli", "api", "commands", "config", "build", "train", "finish", "evaluation", "inspection", "embedder", "methods", "models"]
+ORDER += ["losses", "optim", "views", "data", "images", "probes", "runs", "report", "cpu"]
+FIRST = ["pretrain", "base", "load", "schema", "base.yaml", "spec", "arrays", "dataset"]  # in their folders
+FIRST += ["scan", "layout", "embed", "knn", "folder", "build"]
 OTHER = {
     "config/base.yaml": "Every key, explained once",
     "config/recipes": "One file per recipe: what defines it, with its source",

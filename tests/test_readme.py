@@ -38,7 +38,7 @@ def lines(program: str) -> list[list[str]]:
 
 def test_the_readme_shows_the_main_verbs() -> None:
     verbs = {words[0] for words in lines("twoviews") if words}
-    assert {"pretrain", "evaluate", "runs"} <= verbs
+    assert {"data", "pretrain", "embed", "runs"} <= verbs
 
 
 def test_k1_every_command_of_the_readme_is_accepted() -> None:
@@ -78,7 +78,7 @@ def test_k1_every_command_of_a_page_for_users_runs(
     for name in ("fashion_mini", "cifar100"):
         monkeypatch.setitem(READERS, name, lambda data_dir: cut_mini())
     tree, runs_dir = image_tree(tmp_path / "tree"), tmp_path / "runs"
-    verbs = ("pretrain", "evaluate", "runs", "report", "doctor")
+    verbs = ("pretrain", "data", "evaluate", "embed", "runs", "report", "doctor")
     text = (ROOT / page).read_text(encoding="utf-8")
     found = [words for program, *words in pages.commands(text) if program == "twoviews" and words[0] in verbs]
     found.sort(key=lambda words: (words[0] != "pretrain", any(word.startswith("resume=") for word in words)))  # the others need a run
@@ -95,8 +95,10 @@ def test_k1_every_command_of_a_page_for_users_runs(
             changes |= {"backbone": "thin16", "batch_size": str(FEW_BATCH), "min_learning_rate": "0", "epochs": "1", "warmup_epochs": "0"}
             changes |= {"data_dir": str(tree)} if "dataset=folder" in rest else {"dataset": "fashion_mnist", "data_dir": str(few)}
             changes |= {"queue_size": "18", "bn_splits": "4"} if any(word.startswith("recipe=moco") for word in rest) else {}
-        elif "transfer=folder" in rest:
+        elif "transfer=folder" in rest or verb in ("data", "embed"):
             changes["data_dir"] = str(tree)
+        if verb in ("data", "embed"):
+            changes["to"] = str(tmp_path / Path(next((word for word in rest if word.startswith("to=")), "to=images.png")[3:]).name)
         changes |= {"seed": "0,1"} if "--multirun" in rest else {}
         taken = {key: value for key, value in changes.items() if verb in schema.RULES[key].verbs}
         kept = [word for word in rest if word.partition("=")[0] not in taken]
@@ -143,7 +145,7 @@ def test_the_bundled_models_are_what_the_readme_says_they_are() -> None:
     here: dict[str, Any] = {}
     exec(compile(snippet, "README.md", "exec"), here)
     assert here["accuracy"] > 0.80, "raw pixels reach 48 %"
-    assert "one of four that are bundled" in TEXT
+    assert "one of four encoders that are bundled" in TEXT
     assert len(BUNDLED) == 4
     for name, path in BUNDLED.items():
         assert path.stat().st_size < 2**20
