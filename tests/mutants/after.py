@@ -74,10 +74,6 @@ MUTANTS = [
         "test_odd_input[class_names_without_a_glyph_are_shown_escaped]",
     ),
     Mutant(
-        "a collapse is not named",
-        "report/text.py",
-        "if spread < SPREAD_FLOOR or rank < 2:",
-        "if spread < SPREAD_FLOOR:",
-        "report/test_text.py",
+        "a collapse is not named", "report/text.py", "if spread < COLLAPSED or rank < 2:", "if spread < COLLAPSED:", "report/test_text.py"
     ),
 ]

@@ -80,6 +80,7 @@ def images_without_classes_give_a_tenth(odd: Odd) -> None:
     odd.images(".", each=25)
     out = _printed(odd)
     assert _test_counts(out) == [2]
+    assert "made: test is a tenth of train, chosen at random" in out
     assert "23 images, no classes" in out
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SPREAD_FLOOR = 0.25  # of `spread`: below it an encoder counts as collapsed
+SPREAD_FLOOR = 0.25  # of `spread`: below it training warns of a collapse
+COLLAPSED = 0.02  # of `spread`: below it images cannot be told apart
 
 
 @torch.no_grad()

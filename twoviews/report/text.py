@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from twoviews.probes.diagnostics import SPREAD_FLOOR
+from twoviews.probes.diagnostics import COLLAPSED, SPREAD_FLOOR
 from twoviews.probes.protocols import protocol
 from twoviews.runs import tables
 
@@ -39,8 +39,10 @@ def features_in_words(diagnostics: dict[str, dict[str, float]]) -> str:
 
 def _in_words(name: str, values: dict[str, float]) -> str:
     spread, rank, dims = values["std"], values["rankme"], values["dims"]
-    if spread < SPREAD_FLOOR or rank < 2:
+    if spread < COLLAPSED or rank < 2:
         verdict = "collapsed: all images look alike to the encoder; try other augmentation or a lower learning rate"
+    elif spread < SPREAD_FLOOR:
+        verdict = "images look much alike to the encoder: train longer, or try other augmentation or a lower learning rate"
     else:
         verdict = f"not collapsed: images differ in about {rank:.0f} independent ways"
     return f"features {name}: {verdict} (spread {spread:.2f}, where 1 is even and 0 collapsed; RankMe {rank:.1f} of {dims:.0f})"
