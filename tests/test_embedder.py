@@ -231,6 +231,21 @@ def test_transparent_parts_get_the_background() -> None:
         close(features, expected(np.full((1, 32, 32, 3), level, np.uint8)))
 
 
+def test_images_are_read_as_in_the_training_of_the_run(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_level(level: int) -> Tensor:
+        return expected(np.full((1, 28, 28, 1), level, np.uint8), finished)
+
+    transparent = Image.new("LA", (28, 28), (0, 0))
+    wide = Image.fromarray(np.full((28, 28), 400, np.uint16))  # refused unless the range is known
+    close(Embedder(finished).transform(transparent), of_level(255))
+    for background, level, high in (("gray", 128, 4000), ("black", 0, 800)):
+        trained = {"background": background, "value_range": [0, high]}
+        monkeypatch.setattr(embedder.runs, "read_config", lambda path, trained=trained: trained)
+        close(Embedder(finished).transform(transparent), of_level(level))
+        close(Embedder(finished).transform(wide), of_level(round(400 / high * 255)))
+        close(Embedder(finished, background="white").transform(transparent), of_level(255))
+
+
 # ---- which backbone ----
 
 

@@ -51,9 +51,10 @@ class Embedder:
     Args:
         run: a run folder, its name, `latest`, a `.safetensors` file, or the name of a bundled model.
         runs_dir: where `latest` and names are looked for.
-        background: colour behind transparent pixels: white, gray or black.
-        value_range: values of images with more than 8 bits that become black and white; None: 0 to 1 for floats, 0 to
-            65535 for integers.
+        background: colour behind transparent pixels: white, gray or black. None: as in the run's training; white for a
+            weights file outside a run folder, and for a bundled model.
+        value_range: values of images with more than 8 bits that become black and white. None: as in the run's training,
+            where the default is 0 to 1 for floats, 0 to 65535 for integers.
         on_bad: images that cannot be read: `stop` raises an error that lists them; `skip` leaves them out, so that there
             are fewer rows: `embed` returns their names.
         device: auto, cpu, cuda or mps.
@@ -65,7 +66,7 @@ class Embedder:
         run: str | Path = "latest",
         *,
         runs_dir: str | Path = "runs",
-        background: str = "white",
+        background: str | None = None,
         value_range: tuple[float, float] | None = None,
         on_bad: str = "stop",
         device: str = "auto",
@@ -214,7 +215,15 @@ class Embedder:
     def _reading(self, size: int) -> Reading:
         if self.on_bad not in ("stop", "skip"):
             raise ValueError(f"on_bad={self.on_bad}: expected stop or skip")
-        return Reading(size, self.background, None if self.value_range is None else (self.value_range[0], self.value_range[1]))
+        trained = self._trained_as()
+        background = self.background or trained.get("background") or "white"
+        limits = self.value_range or trained.get("value_range")
+        return Reading(size, background, None if limits is None else (limits[0], limits[1]))
+
+    def _trained_as(self) -> dict[str, Any]:
+        """Return the configuration of the run; nothing for weights outside a run folder."""
+        file = getattr(self, "file_", None) or self._file()
+        return runs.read_config(file.parent) if _in_run_folder(file) else {}
 
     def _machine(self) -> device.Machine:
         chosen, precision = device.find(self.device), self.precision
@@ -243,6 +252,10 @@ def embed(run: str | Path, images: Any, **options: Any) -> tuple[tuple[str, ...]
     return result.names, result.features
 
 
+def _in_run_folder(file: Path) -> bool:
+    return file.name == runs.BACKBONE and (file.parent / runs.CONFIG).is_file()
+
+
 def _parameters() -> list[str]:
     return list(inspect.signature(Embedder).parameters)
 
@@ -250,8 +263,7 @@ def _parameters() -> list[str]:
 @functools.lru_cache(maxsize=4)
 def _load(file: Path, state: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, int]:
     """Return a backbone and the side of its images; `state` changes with the file, so that a new one is read again."""
-    in_folder = file.name == runs.BACKBONE and (file.parent / runs.CONFIG).is_file()
-    module = build.load_backbone(file.parent if in_folder else file)  # of a folder, it also checks that the file is of this run
+    module = build.load_backbone(file.parent if _in_run_folder(file) else file)  # of a folder, it also checks that the file is of this run
     module.to(device, dtype).to(memory_format=torch.channels_last)
     return module, int(weights.read(file)[1]["image_size"])
 

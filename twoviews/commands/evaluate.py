@@ -57,7 +57,7 @@ def run_evaluate(cfg: Config, data: Arrays | None = None) -> list[dict[str, Any]
         runs.check_data(path, parts.dataset.digest)
         if protocols.votes(probes, "z"):
             _load_projector(folder, summary, parts)
-        dataset = _other_data(cfg, parts) if cfg.transfer else parts.dataset
+        dataset = _other_data(cfg, run_cfg, parts) if cfg.transfer else parts.dataset
         store = _Store(folder, summary, probes, on=dataset.title if cfg.transfer else None)
         seed = stored["seed"] if cfg.seed is None else cfg.seed
         advice = f": nothing of {path} is lost: evaluate fewer probes at once, with probes="
@@ -124,13 +124,15 @@ def _find(cfg: Config) -> tuple[Path, dict[str, Any]]:
     return path, stored
 
 
-def _other_data(cfg: Config, parts: build.Parts) -> Dataset:
-    """Return the data set of `transfer`, with the run's number of channels and, for a folder, its image size."""
+def _other_data(cfg: Config, run_cfg: Config, parts: build.Parts) -> Dataset:
+    """Return the data set of `transfer`, with the run's number of channels; a folder's images are read as those of the run."""
     size = parts.images.shape[2]
     if cfg.transfer == "folder" and cfg.image_size not in (None, size):
         print(f"image_size={cfg.image_size}: the encoder was trained on images of {size} pixels: leave image_size out to use that size")
     wanted = {"dataset": cfg.transfer, "train_size": None}
-    wanted |= {"image_size": cfg.image_size or size} if cfg.transfer == "folder" else {}
+    if cfg.transfer == "folder":
+        wanted |= {"image_size": cfg.image_size or size}
+        wanted |= {key: run_cfg.get(key) for key in ("background", "value_range") if cfg[key] is None}
     data = build.load_data(Config({**cfg, **wanted}))
     for line in data.description:
         print(line)

@@ -122,7 +122,7 @@ RULES: dict[str, Rule] = {
         image_size=Rule(int, 8, 1024, null=True, verbs=READING),
         layout=Rule(str, choices=("auto", "classes", "splits"), verbs=READING),
         classes=Rule(str, null=True, verbs=READING),
-        background=Rule(str, choices=("white", "gray", "black"), verbs=(*READING, "embed")),
+        background=Rule(str, choices=("white", "gray", "black"), null=True, verbs=(*READING, "embed")),
         value_range=Rule(float, -1e38, 1e38, null=True, items=2, pair=True, verbs=(*READING, "embed")),
         on_bad=Rule(str, choices=("stop", "skip"), verbs=(*READING, "embed")),
         backbone=Rule(str, choices=("resnet18", "resnet34", "resnet50", "thin16", "thin32", "thin64"), verbs=("pretrain", "evaluate")),
