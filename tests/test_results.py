@@ -57,10 +57,10 @@ def test_every_figure_of_a_page_is_in_results(path: Path) -> None:
 
 PAGE = """# A page
 
-<!-- results: cifar10_jpeg.csv recipe=cifar_thin commit=8dc32d2 of=trained -->
+<!-- results: earlier.csv recipe=cifar_thin commit=8dc32d2 of=trained -->
 kNN reaches 66.5 ± 0.2 % in 313 s, that is 5.2 minutes.
 
-<!-- results: cifar10_jpeg.csv commit=8dc32d2 of=trained protocol="kNN k=10 cosine uniform" -->
+<!-- results: earlier.csv data="CIFAR-10 (JPEG copy)" commit=8dc32d2 of=trained protocol="kNN k=10 cosine uniform" -->
 | k | kNN, % |
 |--:|--:|
 | 10 | **66.5 ± 0.2** |
@@ -88,7 +88,7 @@ def test_figures_that_are_in_results_are_accepted_rounded_and_in_minutes() -> No
         ("8 times", "9 times"),
         ("8dc32d2 of=trained -->", "8dc32d2 of=trained backbone=thin64 -->"),
         ("commit=8dc32d2 of=trained -->", "-->"),  # of another machine: 312 s is in no row, but 313 s in one
-        ("cifar10_jpeg.csv recipe", "no_such.csv recipe"),
+        ("earlier.csv recipe", "no_such.csv recipe"),
     ],
 )
 def test_a_wrong_figure_is_found(right: str, wrong: str) -> None:

@@ -55,6 +55,7 @@ MUTANTS = [
         "probes/test_linear.py",
     ),
     Mutant("bias decayed", "probes/linear.py", "gradient[:, :-1] += decay * w[:, :-1]", "gradient += decay * w", "probes/test_linear.py"),
+    Mutant("1 - p in float32", "probes/linear.py", "-others / total)", "own_share / total - 1)", "probes/test_linear.py"),
     Mutant("weight decay tried on the rows that choose it", "probes/linear.py", "rows=len(features), ", "", "probes/test_linear.py"),
     Mutant(
         "the last fit uses the training rows alone",

@@ -141,6 +141,18 @@ def test_while_a_decay_is_chosen_each_solution_is_within_1e3_of_its_optimum() ->
         assert excess(train, w, decay, best_objective(problem, decay, rows, solver="newton-cholesky", tol=1e-10)) < 1e-3
 
 
+def test_gradients_keep_their_precision_where_a_labels_probability_is_almost_one() -> None:
+    features, labels = blobs(300, 6, 3, seed=0, apart=8.0)
+    exact = Problem(features, labels, 3)
+    w = 2 * exact.solve([1e-5])[0]
+    losses, gradients = zip(
+        *(Problem(x, labels, 3).objective(w.to(x), 1e-9, exact.x.to(x), labels) for x in (features, features.float())), strict=True
+    )
+    assert losses[0] < 1e-4, "every image has a probability of almost 1"
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-4)
+    assert (gradients[1] - gradients[0]).norm() < 1e-4 * gradients[0].norm()
+
+
 def test_constant_features_take_no_more_evaluations_and_get_no_weight(evaluations: list[float]) -> None:
     features, labels = blobs(400, 12, 4, seed=0, apart=0.5, dtype=torch.float32)
     plain = fit(features, labels, classes=4, decay=1e-4)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from twoviews.probes import protocols
+from twoviews.probes.linear import curvature_flops
 from twoviews.probes.minibatch import Schedule
 
 MEASURED = 128  # images of the measured forward pass
 SIDE = 1024  # rows and columns of the measured matrix product
-LBFGS = 300  # evaluations of the linear probe's objective on all rows; those for five weight decays count as one each
+LBFGS = 200  # evaluations of the linear probe's objective on all rows, of all weight decays together
+CURVATURES = 8  # computed by the linear probe: one for each weight decay, and two or three for the last fit
 NARROW = 4.0  # a product with few columns, such as one per class, is slower than the measured one by this factor
 STEP = 3e-4  # seconds of a minibatch step on features beside its products
 VIEWS = 1.3  # time of a forward pass with augmentation, relative to one without
@@ -90,5 +92,5 @@ def _fitted(rates: Rates, rows: int, dims: int, classes: int, training: Schedule
     """Return the seconds of a linear probe on features: by L-BFGS, or trained by a schedule."""
     product = NARROW * rates.flop * 4.0 * rows * dims * classes
     if training is None:
-        return LBFGS * product + rates.flop * 10.0 * dims**3  # the second term: principal axes
+        return LBFGS * product + CURVATURES * rates.flop * curvature_flops(rows, dims, classes)
     return training.epochs * (product + STEP * training.per_epoch(rows))

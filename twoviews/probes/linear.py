@@ -270,6 +270,18 @@ class Problem:
         return Linear(weight, w[:, -1] - weight @ self.mean)
 
 
+def curvature_flops(rows: int, dims: int, classes: int) -> float:
+    """Return the floating-point operations of `Problem._factors`, without its pass over all rows."""
+    if dims > SHARED_UP_TO:
+        return 0.0
+    return (classes if dims <= OWN_UP_TO else 1) * (2.0 * _drawn(rows, dims) * dims**2 + dims**3 / 3)
+
+
+def _drawn(rows: int, dims: int) -> int:
+    """Return from how many rows a curvature is estimated."""
+    return min(rows, (ROWS_PER_AXIS if dims <= MANY_UP_TO else FEWER) * dims)
+
+
 def _second_moments(x: Tensor, weights: Tensor, diagonal: Tensor) -> Tensor:
     """Return an estimate (D, D) of the mean of weight x x^T over rows, with no more on the diagonal than is there in truth.
 
@@ -278,7 +290,7 @@ def _second_moments(x: Tensor, weights: Tensor, diagonal: Tensor) -> Tensor:
         weights: (N,), >= 0; rows are drawn in proportion to them.
         diagonal: (D,), the exact one.
     """
-    drawn = min(len(x), (ROWS_PER_AXIS if x.shape[1] <= MANY_UP_TO else FEWER) * x.shape[1])
+    drawn = _drawn(*x.shape)
     if drawn == len(x):
         moments = (x * weights[:, None]).T @ x / len(x)
     else:
