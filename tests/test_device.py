@@ -6,7 +6,8 @@ import ctypes
 import os
 import platform
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,67 @@ def test_what_the_machine_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"device=mps: this machine has none"):
         device.choose(device="mps", threads=1, precision="fp32", compile=False)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine that claims to have a GPU which can compile; all settings are restored."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(device, "cannot_compile", lambda: "")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    with device.gpu_settings_restored():
+        yield
+
+
+def choose(**options: Any) -> device.Machine:
+    return device.choose(**{"device": "cuda", "threads": torch.get_num_threads(), "precision": "auto", "compile": "auto", **options})
+
+
+@pytest.mark.parametrize(("precision", "products"), [("auto", "highest"), ("fp32", "highest"), ("tf32", "high")])
+def test_products_are_rounded_to_tf32_only_where_that_is_asked_for(gpu: None, precision: str, products: str) -> None:
+    choose(precision=precision)
+    assert torch.get_float32_matmul_precision() == products
+    assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+    with device.exact_products():
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == products
+
+
+def test_tf32_is_refused_without_an_nvidia_gpu() -> None:
+    with pytest.raises(ValueError, match="precision=tf32: only NVIDIA GPUs have it, the device is cpu: use precision=fp32"):
+        choose(device="cpu", precision="tf32")
+
+
+def test_deterministic_takes_no_algorithm_that_differs_from_run_to_run(gpu: None) -> None:
+    with device.gpu_settings_restored():
+        choose(deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
+    choose()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark
+
+
+def test_without_what_torch_compile_needs_a_gpu_trains_uncompiled_and_says_so(
+    gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert choose().compile
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(device, "cannot_compile", lambda: "Cannot find a working triton installation")
+    assert not choose().compile
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert "torch.compile does not work here (Cannot find a working triton installation): training is not compiled" in out
+
+
+def test_whether_a_gpu_can_compile_is_found_by_compiling() -> None:
+    """Here there is no GPU, so the trial fails, and the reason is one short line."""
+    if torch.cuda.is_available():
+        assert device.cannot_compile() == ""
+    else:
+        assert 0 < len(device.cannot_compile()) <= 120
+        assert "\n" not in device.cannot_compile()
 
 
 def test_the_compiler_can_be_chosen_by_cxx(monkeypatch: pytest.MonkeyPatch) -> None:

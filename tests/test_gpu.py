@@ -132,15 +132,23 @@ def test_on_a_gpu_the_forward_pass_is_compiled_in_channels_last(monkeypatch: pyt
     monkeypatch.setattr(torch, "compile", lambda module, **options: calls.append(options) or module)
     method = contract.tiny("simclr")
     for name, compile in (("cpu", True), ("cuda", False), ("cuda", True)):
-        assert build.compile_forward(device.Machine(torch.device(name), 1, "bf16", compile), method) is method
+        forward = build.compile_forward(device.Machine(torch.device(name), 1, "bf16", compile), method, 8)
+        assert (forward is method) == (not calls)
     assert calls == [{"dynamic": False, "fullgraph": True, "options": {"force_layout_optimization": True}}]
     assert "force_layout_optimization" in torch._inductor.list_options()
+
+
+def test_the_smaller_last_batch_of_an_epoch_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, **options: lambda *args: "compiled")
+    forward = build.compile_forward(device.Machine(torch.device("cuda"), 1, "bf16", True), lambda *args: "eager", 8)
+    assert [forward([torch.zeros(n, 3, 8, 8)] * 2, None, torch.zeros(())) for n in (8, 5, 8)] == ["compiled", "eager", "compiled"]
 
 
 def test_muons_step_has_the_memory_layout_of_its_weight() -> None:
     """With another layout, a GPU adds each step by a separate kernel."""
     updates = [torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last), torch.randn(8, 4, 3, 3), torch.randn(5, 7), torch.randn(5)]
-    assert [step.stride() for step in optimizers.directions(updates)] == [update.stride() for update in updates]
+    for directions in (optimizers.directions, optimizers.batched_directions):
+        assert [step.stride() for step in directions(updates)] == [update.stride() for update in updates]
 
 
 def compile_for_twelve_batch_sizes() -> None:
@@ -159,6 +167,7 @@ def test_on_a_gpu_functions_are_compiled_for_more_batch_sizes_than_torch_allows_
             patch.setattr(torch.cuda, "is_available", lambda: True)
             patch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
             patch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+            patch.setattr(device, "cannot_compile", lambda: "")
             for name in ("allow_tf32", "benchmark"):
                 patch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
             assert device.choose(device="cuda", threads=torch.get_num_threads(), precision="auto", compile="auto").compile

@@ -108,6 +108,27 @@ def test_a_resumed_clock_adds_up(tick: Tick) -> None:
     assert second.epoch_seconds(2) == 10, "there was no complete epoch: computed from the mean step"
 
 
+def test_seconds_of_probes_checkpoints_and_compiling_are_counted_beside_the_steps(tick: Tick) -> None:
+    clock = Clock()
+    clock.start()
+    tick(30)
+    clock.step(1, 10, compiling=True)
+    tick(2)
+    clock.step(2, 10, compiling=False)
+    clock.pause()
+    with clock.counting("probes"):
+        tick(5)
+    with clock.counting("checkpoints"):
+        tick(1)
+    resumed = Clock()
+    resumed.load(clock.state())
+    with resumed.counting("checkpoints"):
+        tick(1)
+    assert resumed.beside == {"probes": 5, "checkpoints": 2}
+    assert (resumed.total, resumed.compiling()) == (32, 28)
+    assert Clock().compiling() == 0
+
+
 class Kernel:
     """Stands for IPython in a notebook."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny as small
 import torch
 from torch import nn
 
-from twoviews import build, config, train
+from twoviews import build, config, runs, train
 from twoviews.progress import Clock, Progress
 
 
@@ -41,6 +43,22 @@ def test_a_group_with_constant_lr_keeps_the_peak_rate(tiny: list[str]) -> None:
         rate = plan.set_learning_rate(optimizer, step)
         assert rate < parts.peak_rate
         assert [group["lr"] for group in optimizer.param_groups] == [rate, parts.peak_rate]
+
+
+@pytest.mark.parametrize(("seconds", "saves"), [(0, [1, 2, 3, 4, 5]), (1000, [5])])
+def test_checkpoints_are_at_least_so_many_seconds_apart_and_the_last_step_is_saved(
+    few: Path, tmp_path: Path, fast: None, monkeypatch: pytest.MonkeyPatch, seconds: int, saves: list[int]
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(train, "_save", lambda run, parts, clock, done: saved.append(done))
+    words = small.words(few, tmp_path, "checkpoint_every=0.2", f"checkpoint_seconds={seconds}", "probe_every=0.4", batch=small.FEW_BATCH)
+    cfg = config.load("pretrain", words)
+    with runs.RunFolder(runs.create(tmp_path, "run", "seed: 0\n")) as run:
+        code, summary = train.fit(cfg, build.build(cfg), run)
+    assert (code, saved) == (0, saves)
+    assert summary["probe_seconds"] > 0
+    assert 0 <= summary["checkpoint_seconds"] < 1
+    assert summary["compile_seconds"] <= summary["seconds"]
 
 
 @pytest.mark.parametrize(

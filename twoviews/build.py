@@ -72,7 +72,13 @@ def build(cfg: Config, data: Arrays | None = None) -> Parts:
         ValueError: if a value is out of range or the data cannot be read: before anything is written.
     """
     given_to_method(cfg, dict.fromkeys(FROM_DATA))  # a missing key is reported before the data are read
-    machine = device.choose(device=cfg.device, threads=cfg.threads, precision=cfg.precision, compile=cfg.compile)
+    machine = device.choose(
+        device=cfg.device,
+        threads=cfg.threads,
+        precision=cfg.precision,
+        compile=cfg.compile,
+        deterministic=bool(cfg.get("deterministic")),  # runs of version 0.1.0 lack this key
+    )
     dataset = load_data(cfg) if data is None else prepare(data, cfg.train_size)
     images, labels = dataset.training(cfg.train_on, labelled=METHODS[cfg.method].uses_labels)
     peak = optim.resolve_learning_rate(cfg.learning_rate, cfg.base_learning_rate, cfg.batch_size)
@@ -231,14 +237,22 @@ def to_device(method: Method, machine: device.Machine) -> Method:
     return method
 
 
-def compile_forward(machine: device.Machine, method: Method) -> Callable[..., Any]:
-    """Return the function from views to the loss: on a GPU compiled (one graph forward, one backward), else the method itself."""
+def compile_forward(machine: device.Machine, method: Method, batch_size: int) -> Callable[..., Any]:
+    """Return the function from views to the loss: on a GPU compiled (one graph forward, one backward), else the method itself.
+
+    The smaller last batch of an epoch (`drop_last=false`) is not compiled: that would take as long again as the first compilation.
+    """
     # On a CPU, oneDNN computes the convolutions either way, and compiling the rest gains nothing (docs/performance.md).
     if not machine.compile or machine.device.type != "cuda":
         return method
     # important: torch 2.14 chooses the layout of the backward graph by its forward convolutions, of which it has none
     # (pytorch#189239). It would convert every tensor from channels_last and back, so the layout is forced.
-    return torch.compile(method, dynamic=False, fullgraph=True, options={"force_layout_optimization": True})
+    compiled = torch.compile(method, dynamic=False, fullgraph=True, options={"force_layout_optimization": True})
+
+    def forward(views: list[Tensor], labels: Tensor | None, progress: Tensor) -> Any:
+        return (compiled if len(views[0]) == batch_size else method)(views, labels, progress)
+
+    return forward
 
 
 def backbone_bytes(cfg: Config, parts: Parts, run: str) -> bytes:

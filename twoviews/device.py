@@ -22,7 +22,7 @@ class Machine:
     Args:
         device: of all tensors.
         threads: of the CPU.
-        precision: `bf16` (autocast), `fp32` or `fp64`.
+        precision: `bf16` (autocast), `tf32` (float32 whose products a GPU rounds to TF32), `fp32` or `fp64`.
         compile: whether the views, and on a GPU the whole forward pass, are compiled.
     """
 
@@ -46,14 +46,15 @@ class Machine:
         return f"{self.device.type} ({processor}), {self.threads} threads, {self.precision}, channels_last, {mode}"
 
 
-def choose(*, device: str, threads: int | None, precision: str, compile: str | bool) -> Machine:
+def choose(*, device: str, threads: int | None, precision: str, compile: str | bool, deterministic: bool = False) -> Machine:
     """Return the machine to use. `auto` is the best device, bf16 if the hardware supports it, and compiled if there is a compiler.
 
     Args:
         device: auto, cpu, cuda or mps.
         threads: of the CPU; None for all cores that this process may use.
-        precision: auto, bf16, fp32 or fp64.
+        precision: auto, bf16, tf32, fp32 or fp64.
         compile: "auto", True or False.
+        deterministic: on a GPU: only algorithms whose results repeat bit for bit, and no search for the fastest. On a CPU they always do.
 
     Raises:
         ValueError: if the machine does not have the device or a compiler.
@@ -63,16 +64,25 @@ def choose(*, device: str, threads: int | None, precision: str, compile: str | b
     torch.set_num_threads(threads)
     if precision == "auto":
         precision = "bf16" if has_bf16(device) else "fp32"
+    if precision == "tf32" and device != "cuda":
+        raise ValueError(f"precision=tf32: only NVIDIA GPUs have it, the device is {device}: use precision=fp32")
     if compile == "auto":
         compile = device == "cuda" or (device == "cpu" and compiler() is not None)
         if device == "cpu" and not compile:  # docs/performance.md has the times
             print("no C++ compiler found: the views are computed by slower PyTorch code: install g++ or clang++ for speed")
+        if device == "cuda" and (missing := cannot_compile()):
+            print(f"compile=auto: torch.compile does not work here ({missing}): training is not compiled, which is several times slower")
+            compile = False
     elif compile and device == "cpu" and compiler() is None:
         raise ValueError("compile=true: no C++ compiler on this machine: install g++ or clang++, or use compile=auto")
     if device == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.benchmark = not deterministic
+        if deterministic:
+            # important: cuBLAS reads this when it is first used; without it, a product that splits its sums differs between two runs
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
         # important: by default torch stops compiling after 8 shapes; batches of training and probes have about 12 sizes
         torch._dynamo.config.recompile_limit = 64
     return Machine(torch.device(device), threads, precision, bool(compile))
@@ -93,6 +103,31 @@ def find(device: str) -> str:
     if not available.get(device):
         raise ValueError(f"device={device}: this machine has none, or torch {torch.__version__} was built without it: use device=auto")
     return device
+
+
+@functools.cache
+def cannot_compile() -> str:
+    """Return why torch.compile does not work on this machine's GPU, in a few words; an empty text if it does.
+
+    It needs Triton, a C compiler and Python's headers, and says so only when it compiles: so a small function is compiled.
+    """
+    try:
+        x = torch.ones(8, device="cuda")
+        torch.compile(lambda x: (x + 1).relu(), dynamic=False)(x)
+    except Exception as error:  # torch wraps whatever its compilers raise
+        return " ".join(str(error).split())[:120] or type(error).__name__
+    return ""
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Compute products of float32 in full precision inside: TF32 has 10 bits, which changes the order of near neighbours."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def cores() -> int:
@@ -198,11 +233,13 @@ def as_guest() -> Iterator[None]:
 
 @contextlib.contextmanager
 def gpu_settings_restored() -> Iterator[None]:
-    """Restore what `choose` sets for a GPU: the precision of products, cuDNN's search, and the number of compiled shapes."""
+    """Restore what `choose` sets for a GPU: precision of products, cuDNN's search, determinism, and the number of compiled shapes."""
     cudnn, dynamo = torch.backends.cudnn, torch._dynamo.config
     before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark, dynamo.recompile_limit
+    deterministic, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before[0])
         cudnn.allow_tf32, cudnn.benchmark, dynamo.recompile_limit = before[1:]
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn)

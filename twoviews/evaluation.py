@@ -180,6 +180,8 @@ class Evaluation:
         name = f"embed, {kind.replace('_', ' ')}"
         splits = [self.train, self.val] if self.leave_one_out else [self.train, self.val, self.test]
         computed = [pixels(images) if module is None else self.parts.embed(module, images, name) for images, _ in splits]
+        if self.parts.machine.device.type == "cuda":  # searches and linear probes are computed where the features are
+            computed = [x.cuda() for x in computed]
         train, val, test = [*computed, torch.cat(computed)][:3]
         if module is not None:
             self.cache[kind, features] = train, val, test
@@ -274,6 +276,7 @@ def scored(row: dict[str, Any], predicted: Tensor, labels: Tensor, classes: int)
 
     Only this function compares predictions with the labels of the evaluated split.
     """
+    predicted = predicted.cpu()
     row["accuracy"] = (predicted == labels).double().mean().item()
     row["per_class"] = per_class(predicted, labels, classes)
     if tables.is_headline(row):

@@ -34,8 +34,11 @@ def finish(cfg: Config, parts: build.Parts, probes: tuple[str, ...], folder: run
             summary["wall_seconds"] = round(time.perf_counter() - began, 1)
         folder.write(runs.SUMMARY, summary)
 
+    earlier, start = summary.get("evaluation_seconds", 0.0), time.perf_counter()
+
     def store(rows: list[dict[str, Any]], later: list[str]) -> None:
         summary["evaluations"], left["probes"] = evaluation.merged(kept, rows), later
+        summary["evaluation_seconds"] = round(earlier + time.perf_counter() - start, 1)
         write()
 
     def evaluate() -> None:
@@ -53,9 +56,11 @@ def finish(cfg: Config, parts: build.Parts, probes: tuple[str, ...], folder: run
             print(features_in_words(summary["diagnostics"]))
 
     def report() -> None:
-        train = summary["train"]
+        train, beside = summary["train"], {"evaluation": summary.get("evaluation_seconds", 0.0)}
+        beside |= {name: train[f"{name[:-1]}_seconds"] for name in ("checkpoints", "probes") if f"{name[:-1]}_seconds" in train}
+        rest = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in beside.items() if seconds >= 0.5)
         print(
-            f"\ntraining {train['seconds']:.0f} s at {train['views_per_s']:,.0f} views/s; "
+            f"\ntraining {train['seconds']:.0f} s at {train['views_per_s']:,.0f} views/s; {rest}{'; ' * bool(rest)}"
             f"everything {time.perf_counter() - began:.0f} s; {folder.path}"
         )
         html.write(folder, parts.views, parts.dataset)

@@ -64,7 +64,7 @@ class Trace:
         self._profiler = None
         if path is not None:
             schedule = torch.profiler.schedule(wait=WAIT, warmup=WARM_UP, active=TRACED, repeat=1)
-            self._profiler = torch.profiler.profile(schedule=schedule, on_trace_ready=self._write)
+            self._profiler = torch.profiler.profile(schedule=schedule, on_trace_ready=self._write, acc_events=True)
 
     def __enter__(self) -> Trace:
         if self._profiler is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from statistics import median
 from types import TracebackType
 from typing import Any
@@ -86,15 +88,17 @@ class Progress:
 
 
 class Clock:
-    """Training time without probes and saves. Checkpoints store it, so that a resumed run continues to count."""
+    """Training time, and beside it that of probes and checkpoints. Checkpoints store both, so that a resumed run continues to count."""
 
     def __init__(self) -> None:
         self.total = 0.0  # seconds of all steps
         self.steady = 0.0  # seconds without steps that compile
         self.steady_steps = 0
+        self.compiled_steps = 0
+        self.beside = {"probes": 0.0, "checkpoints": 0.0}  # seconds between steps
         self.epochs: list[float] = []  # seconds of each epoch, without steps that compile
         self.earlier = 0.0  # wall-clock seconds before the resume
-        self._began = time.perf_counter()
+        self._began = self._saved = time.perf_counter()
         self._mark = 0.0
         self._epoch = 0.0
         self._epoch_steps = 0
@@ -112,6 +116,8 @@ class Clock:
             self.steady_steps += 1
             self._epoch += now - self._mark
             self._epoch_steps += 1
+        else:
+            self.compiled_steps += 1
         self._mark = now
         if done % steps_per_epoch == 0:
             if self._epoch_steps >= steps_per_epoch - 1 and self._epoch_steps:
@@ -126,6 +132,23 @@ class Clock:
         self._epoch += now - self._mark
         self._mark = now
 
+    @contextlib.contextmanager
+    def counting(self, what: str) -> Iterator[None]:
+        """Count the seconds inside as `probes` or `checkpoints`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.beside[what] += time.perf_counter() - began
+
+    def since_save(self) -> float:
+        """Return the seconds since the last checkpoint, or since the start."""
+        return time.perf_counter() - self._saved
+
+    def compiling(self) -> float:
+        """Return the seconds by which the steps that compiled were longer than others."""
+        return max(0.0, self.total - self.steady - self.compiled_steps * self.per_step()) if self.steady_steps else 0.0
+
     def per_step(self) -> float:
         """Return seconds per step."""
         return self.steady / self.steady_steps if self.steady_steps else self.total
@@ -139,15 +162,19 @@ class Clock:
         return round(median(self.epochs) if self.epochs else self.per_step() * steps_per_epoch, 3)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint stores."""
+        """Return what a checkpoint stores: it is being saved now."""
+        self._saved = time.perf_counter()
         wall = self.earlier + time.perf_counter() - self._began
-        return {"total": self.total, "steady": self.steady, "steady_steps": self.steady_steps, "epochs": self.epochs, "wall": wall}
+        counted = {"total": self.total, "steady": self.steady, "steady_steps": self.steady_steps, "epochs": self.epochs, "wall": wall}
+        return counted | {"compiled_steps": self.compiled_steps, "beside": self.beside}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what a checkpoint stored."""
         self.total, self.steady = state["total"], state["steady"]
         self.steady_steps, self.epochs = state["steady_steps"], state["epochs"]
-        self.earlier = state.get("wall", state["total"])  # old checkpoints do not have "wall"
+        self.earlier = state.get("wall", state["total"])  # old checkpoints do not have this and what follows
+        self.compiled_steps = state.get("compiled_steps", 0)
+        self.beside |= state.get("beside", {})
 
 
 def duration(seconds: float) -> str:

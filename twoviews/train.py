@@ -51,7 +51,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None =
     """
     method, machine, optimizer, views = parts.method, parts.machine, parts.optimizer, parts.views
     plan = Plan(cfg, parts)
-    to_views, forward = make_views(machine, views), compile_forward(machine, method)
+    to_views, forward = make_views(machine, views), compile_forward(machine, method, cfg.batch_size)
     start, clock = _restore(run, parts, plan.last)
     log = StepLog(run, plan, clock, step_flops(method, plan.view_shapes, labels=method.uses_labels))
     tracing = Trace(run.path / runs.TRACE if cfg.profile else None)
@@ -77,18 +77,20 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None =
             # important: read the flag once per step. A signal that arrives below, in a probe or a save, is handled in the next step.
             stopping = stop.signal is not None or (on_step is not None and bool(on_step(done, log.latest)))
             probing, keeping = plan.due(done, "probe_every"), plan.due(done, "log_interval")
-            saving = plan.due(done, "checkpoint_every") or stopping or done == plan.last
+            saving = stopping or done == plan.last or (plan.due(done, "checkpoint_every") and clock.since_save() >= plan.apart)
             if done - start == PREDICT_AT:
                 _predict(bar, clock, plan, plan.last - done)
             if log.is_full() or probing or keeping or saving:
                 log.read_losses(method if saving or keeping else None)
                 clock.pause()
                 bar.add(0, log.status())
-                log.write(monitor(parts, bar, done) if probing else {})
-                if keeping:  # before the checkpoint: a run that is killed between the two repeats this step
-                    run.write(f"epoch-{done // plan.steps_per_epoch}.safetensors", backbone_bytes(cfg, parts, run.identity))
-                if saving:
-                    _save(run, parts, clock, done)
+                with clock.counting("probes"):
+                    log.write(monitor(parts, bar, done) if probing else {})
+                with clock.counting("checkpoints"):
+                    if keeping:  # before the checkpoint: a run that is killed between the two repeats this step
+                        run.write(f"epoch-{done // plan.steps_per_epoch}.safetensors", backbone_bytes(cfg, parts, run.identity))
+                    if saving:
+                        _save(run, parts, clock, done)
                 clock.start()
             if stopping:
                 bar.line(f"stopped at step {done} of {plan.last}, checkpoint saved; to continue: twoviews pretrain resume={run.path}")
@@ -105,6 +107,7 @@ class Plan:
 
     def __init__(self, cfg: Config, parts: Parts) -> None:
         self.cfg, self.peak_rate, self.steps_per_epoch = cfg, parts.peak_rate, parts.steps_per_epoch
+        self.apart = cfg.checkpoint_seconds
         self.steps = cfg.epochs * parts.steps_per_epoch
         self.last = min(self.steps, cfg.max_steps or self.steps)
         images = cfg.batch_size if cfg.drop_last else len(parts.images) / parts.steps_per_epoch  # the mean, if the last batch is smaller
@@ -284,6 +287,9 @@ def _summary(run: runs.RunFolder, plan: Plan, clock: Clock, machine: device.Mach
         "planned_steps": plan.steps,
         "sec_per_epoch": clock.epoch_seconds(plan.steps_per_epoch),
         "seconds": round(clock.total, 3),
+        "compile_seconds": round(clock.compiling(), 3),
+        "checkpoint_seconds": round(clock.beside["checkpoints"], 3),
+        "probe_seconds": round(clock.beside["probes"], 3),
         "loss": sum(losses) / max(1, len(losses)),
         "views_per_s": round(clock.rate(plan.views_per_step), 1),
         "peak_bytes": device.peak_bytes(machine.device),

@@ -54,6 +54,20 @@ def script(tmp_path: Path, *words: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_the_gpu_check_runs_on_a_cpu_and_every_step_reports(tmp_path: Path) -> None:
+    out = tmp_path / "gpu_check.json"
+    printed = script(tmp_path, "scripts/gpu_check.py", "--device", "cpu", "--small", "--out", str(out))
+    report = json.loads(out.read_text())
+    steps = ("start", "parity", "speed", "profile", "resume", "evaluation", "recipe")
+    assert [name for name in steps if f"{name}: done" not in printed] == []
+    assert report["resume"]["deterministic=True"]["equal bit for bit"] is True
+    assert report["parity"]["share of equal neighbours"] == 1
+    assert len(report["speed"]) >= 5
+    assert (tmp_path / "gpu_check.md").read_text().startswith("# GPU check: cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     assert "|" in script(tmp_path, "benchmarks/epoch.py", "--device", "cpu", "--small")
 

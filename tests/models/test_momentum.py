@@ -70,7 +70,11 @@ def test_the_queue_has_no_gradient_and_its_state_is_in_the_state_dict() -> None:
 
 @pytest.mark.parametrize("splits", [1, 2, 4])
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_split_batchnorm_equals_forward_passes_of_the_sub_batches(splits: int, memory: torch.memory_format) -> None:
+@pytest.mark.parametrize("compiling", [False, True])
+def test_split_batchnorm_equals_forward_passes_of_the_sub_batches(
+    splits: int, memory: torch.memory_format, compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     torch.manual_seed(0)
     x = torch.randn(8, 5, 4, 3, dtype=torch.float64).contiguous(memory_format=memory).requires_grad_()
     split = SplitBatchNorm(5, splits).double()
@@ -99,7 +103,9 @@ def test_split_batchnorm_equals_forward_passes_of_the_sub_batches(splits: int, m
     torch.testing.assert_close(split(x), plain.eval()(x))
 
 
-def test_split_batchnorm_under_autocast_keeps_its_statistics_in_float32() -> None:
+@pytest.mark.parametrize("compiling", [False, True])
+def test_split_batchnorm_under_autocast_keeps_its_statistics_in_float32(compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     x = torch.randn(8, 3, 4, 4)
     split, plain = SplitBatchNorm(3, 2), nn.BatchNorm2d(3)
     with torch.autocast("cpu", torch.bfloat16):
@@ -107,6 +113,18 @@ def test_split_batchnorm_under_autocast_keeps_its_statistics_in_float32() -> Non
     assert y.dtype == torch.bfloat16
     assert split.running_var.dtype == torch.float32
     torch.testing.assert_close(y.float(), torch.cat([plain(part) for part in x.bfloat16().float().chunk(2)]), rtol=0, atol=0.03)
+
+
+def test_a_compiled_split_batchnorm_reads_its_input_once_for_all_sub_batches() -> None:
+    """A loop over sub-batches would have as many graph nodes again for each."""
+    counts = []
+    for splits in (2, 8):
+        graphs: list[torch.fx.GraphModule] = []
+        torch._dynamo.reset()
+        compiled = torch.compile(SplitBatchNorm(3, splits), backend=lambda graph, _, graphs=graphs: graphs.append(graph) or graph.forward)
+        compiled(torch.randn(16, 3, 4, 4))
+        counts.append(len(list(graphs[0].graph.nodes)))
+    assert counts[0] == counts[1]
 
 
 def test_a_batch_that_the_splits_do_not_divide_is_refused() -> None:

@@ -135,4 +135,11 @@ MUTANTS = [
         "if True else None",
         "test_labels_are_passed_only_to_methods_that_use_them",
     ),
+    Mutant(
+        "compiled sub-batches share their statistics",
+        "models/momentum.py",
+        "over = (1, *range(3, parts.ndim))",
+        "over = (0, 1, *range(3, parts.ndim))",
+        "test_split_batchnorm_equals_forward_passes_of_the_sub_batches",
+    ),
 ]

@@ -121,6 +121,16 @@ MUTANTS = [
         "if False:",
         "test_a_collapse_is_reported_while_it_happens",
     ),
+    Mutant(
+        "checkpoints as often as epochs",
+        "train.py",
+        "clock.since_save() >= plan.apart",
+        "True",
+        "test_checkpoints_are_at_least_so_many_seconds_apart_and_the_last_step_is_saved",
+    ),
+    Mutant("a short batch is compiled", "build.py", "len(views[0]) == batch_size", "True", "test_gpu.py"),
+    Mutant("a deterministic run searches for kernels", "device.py", "benchmark = not deterministic", "benchmark = True", "test_device.py"),
+    Mutant("every product in TF32", "device.py", '"high" if precision == "tf32" else "highest"', '"high"', "test_device.py"),
     Mutant("the clock counts steps that compile", "progress.py", "if not compiling:", "if True:", "test_progress.py"),
     Mutant(
         "the rate counts the steps before a resume",

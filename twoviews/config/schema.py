@@ -175,7 +175,7 @@ RULES: dict[str, Rule] = {
         schedule=Rule(str, choices=("cosine", "step", "constant")),
         schedule_unit=Rule(str, choices=("step", "epoch", "next_epoch")),
         warmup_epochs=Rule(float, 0, 100_000),
-        precision=Rule(str, choices=("auto", "bf16", "fp32", "fp64"), verbs=("pretrain", "evaluate", "embed", "doctor")),
+        precision=Rule(str, choices=("auto", "bf16", "tf32", "fp32", "fp64"), verbs=("pretrain", "evaluate", "embed", "doctor")),
     ),
     **_role(
         "machine",
@@ -183,6 +183,7 @@ RULES: dict[str, Rule] = {
         device=Rule(str, choices=("auto", "cpu", "cuda", "mps"), verbs=("pretrain", "evaluate", "embed", "report", "bench", "doctor")),
         threads=Rule(int, 1, 1024, null=True),
         compile=Rule(str, choices=("auto", True, False), verbs=("pretrain", "evaluate", "doctor")),
+        deterministic=Rule(bool, verbs=("pretrain", "evaluate")),
     ),
     **_role(
         "output",
@@ -196,6 +197,7 @@ RULES: dict[str, Rule] = {
         resume=_path,
         max_steps=Rule(int, 1, null=True, verbs=("pretrain", "evaluate")),
         checkpoint_every=Rule(float, 0, 100_000, above=True),
+        checkpoint_seconds=Rule(float, 0, 100_000),
         log_interval=Rule(int, 0, 100_000),
         table=Rule(str, choices=REFERENCE_TABLES, null=True, verbs=("pretrain", "evaluate")),
         profile=Rule(bool),

@@ -91,18 +91,38 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
+        y, means, variances = (self._at_once if torch.compiler.is_compiling() else self._one_by_one)(x)
+        with torch.no_grad():
+            self.running_mean.lerp_(means.mean(0), self.momentum)
+            self.running_var.lerp_(variances.mean(0), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        return y
+
+    def _one_by_one(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (normalised x, means (S, C), unbiased variances (S, C)), by one fast kernel for each sub-batch."""
+        assert self.running_mean is not None
         means = self.running_mean.new_zeros(self.splits, self.num_features)
         variances = torch.zeros_like(means)
         parts = [  # with momentum 1, batch_norm writes each sub-batch's own statistics into its row
             F.batch_norm(part, means[i], variances[i], self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
             for i, part in enumerate(x.chunk(self.splits))
         ]
-        with torch.no_grad():
-            self.running_mean.lerp_(means.mean(0), self.momentum)
-            self.running_var.lerp_(variances.mean(0), self.momentum)
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
-        return torch.cat(parts)
+        return torch.cat(parts), means, variances
+
+    def _at_once(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same for torch.compile, which makes S times as many kernels of a loop."""
+        assert self.running_mean is not None
+        parts = torch.unflatten(x, 0, (self.splits, -1)).to(self.running_mean.dtype)  # (S, N / S, C, ...)
+        over = (1, *range(3, parts.ndim))
+        variance, mean = torch.var_mean(parts, dim=over, correction=0, keepdim=True)
+        shape = (1, 1, -1, *[1] * (parts.ndim - 3))
+        y = (parts - mean) * torch.rsqrt(variance + self.eps)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        n = parts.numel() // (self.splits * self.num_features)
+        unbiased = variance.detach() * (n / max(1, n - 1))
+        return y.to(x.dtype).flatten(0, 1), mean.detach().reshape(self.splits, -1), unbiased.reshape(self.splits, -1)
 
 
 def split_batchnorm(module: nn.Module, splits: int) -> None:

@@ -71,7 +71,8 @@ class Muon(torch.optim.Optimizer):
         momentum: in [0, 1).
         nesterov: look-ahead momentum.
         weight_decay: decoupled, >= 0; a group may have its own.
-        compile: compile the products of all weights into one graph, which saves the launches of about 25 small kernels a weight.
+        compile: for a GPU: weights of one shape are computed together, in bfloat16, and everything in one compiled graph. It saves the
+            launches of about 25 small kernels a weight.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Muon(torch.optim.Optimizer):
         compile: bool = False,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
-        self.directions = torch.compile(directions, fullgraph=True, dynamic=False) if compile else directions
+        self.directions = torch.compile(batched_directions, fullgraph=True, dynamic=False) if compile else directions
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -112,32 +113,43 @@ def _moving(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[li
 
 def directions(updates: list[Tensor]) -> list[Tensor]:
     """Return Muon's steps in the layout of their weights: orthogonal, times max(1, sqrt(outputs / inputs)); vectors unchanged."""
-    steps = []
-    for update in updates:
-        if update.ndim > 1:
-            scale = max(1, len(update) / update[0].numel()) ** 0.5
-            # important: the weight's memory layout; with another one a GPU adds each step by a separate kernel
-            update = torch.empty_like(update).copy_(orthogonal(update.flatten(1)).view(update.shape) * scale)
-        steps.append(update)
+    return [_step(update, orthogonal(update.flatten(1))) if update.ndim > 1 else update for update in updates]
+
+
+def batched_directions(updates: list[Tensor]) -> list[Tensor]:
+    """Return `directions`, with weights of one shape in one product, in bfloat16 as in Jordan's code: within 6 %, as five steps are."""
+    steps, shapes = list(updates), dict.fromkeys(update.shape for update in updates if update.ndim > 1)
+    for shape in shapes:
+        same = [i for i, update in enumerate(updates) if update.shape == shape]
+        found = orthogonal(torch.stack([updates[i].flatten(1) for i in same]).bfloat16())
+        for i, matrix in zip(same, found.unbind(), strict=True):
+            steps[i] = _step(updates[i], matrix)
     return steps
+
+
+def _step(update: Tensor, matrix: Tensor) -> Tensor:
+    """Return the orthogonal matrix of an update as a step in the weight's shape."""
+    scale = max(1, len(update) / update[0].numel()) ** 0.5
+    # important: the weight's memory layout; with another one a GPU adds each step by a separate kernel
+    return torch.empty_like(update).copy_(matrix.view(update.shape) * scale)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
     """Return approximately the nearest (semi-)orthogonal matrix, by five Newton-Schulz steps with Muon's coefficients.
 
     Args:
-        matrix: (m, n).
+        matrix: (..., m, n).
 
     Returns:
-        (m, n) with the same singular vectors; singular values are about 0.7 to 1.2, but lower where they were small.
+        (..., m, n) with the same singular vectors; singular values are about 0.7 to 1.2, but lower where they were small.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x: Tensor = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x: Tensor = matrix.mT if tall else matrix
+    x = x / ((x.norm() if x.ndim == 2 else torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)) + 1e-7)
     for _ in range(5):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 class LARS(torch.optim.Optimizer):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twoviews.device import send
 from twoviews.progress import Progress
 
 CHUNK = 1000  # images in one forward pass; this bounds the memory
@@ -49,12 +50,12 @@ def embed(
     out = []
     with frozen(module), Progress(name, len(images), "images") as bar:
         for chunk in torch.split(images, CHUNK):
-            x = ((chunk.to(device).to(dtype) / 255 - shift) / scale).contiguous(memory_format=torch.channels_last)
+            x = ((send(chunk, device).to(dtype) / 255 - shift) / scale).contiguous(memory_format=torch.channels_last)
             with autocast():
                 h = module(x)
-            out.append(h.float().cpu())
+            out.append(h.float())
             bar.add(len(chunk))
-    features = torch.cat(out)
+    features = torch.cat(out).cpu()
     if not finite(features):
         raise ValueError(f"{name}: {int((~torch.isfinite(features)).any(1).sum())} of {len(features)} images have NaN or infinite features")
     return features

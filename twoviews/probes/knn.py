@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from twoviews.device import exact_products
 from twoviews.probes.embed import finite
 
 KS = (1, 5, 10, 20, 200)
@@ -72,7 +73,8 @@ def _search(bank: Tensor, queries: Tensor, k: int, metrics: Sequence[str], leave
     inverse = squares.sqrt().clamp(min=1e-12).reciprocal()
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {metric: [] for metric in metrics}
     for number, q in enumerate(torch.split(queries, QUERIES)):
-        product = q @ bank.T  # (q, M)
+        with exact_products():
+            product = q @ bank.T  # (q, M)
         for metric in metrics:
             # Both scores rank as the metric does: a query's own length only scales or shifts its row.
             scores = product * inverse if metric == "cosine" else torch.sub(product, squares, alpha=0.5)

@@ -33,7 +33,8 @@ class Linear:
 
     def predict(self, features: Tensor) -> Tensor:
         """Return the class of the largest logit: (N, D) to (N,) int64."""
-        return F.linear(features.to(self.weight.dtype), self.weight, self.bias).argmax(1)
+        weight, bias = (x.to(features.device) for x in (self.weight, self.bias))
+        return F.linear(features.to(weight.dtype), weight, bias).argmax(1)
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
         """Return the share of rows, in [0, 1], whose largest logit is their label."""
@@ -90,7 +91,7 @@ def saga(features: Tensor, labels: Tensor) -> tuple[Linear, int]:
     model = LogisticRegression(C=math.inf, solver="saga", random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the number of passes shows it
-        model.fit(features.numpy(), labels.numpy())
+        model.fit(features.cpu().numpy(), labels.cpu().numpy())
     weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
     if len(model.classes_) == 2:  # sklearn has one logit then: of the second class against the first
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2

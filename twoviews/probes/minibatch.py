@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twoviews.device import send
 from twoviews.optim import learning_rate
 from twoviews.probes.embed import CHUNK, frozen
 from twoviews.probes.linear import Linear
@@ -69,9 +70,10 @@ class Schedule:
     def build_optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimiser of these parameters."""
         group = {"params": parameters, "lr": self.learning_rate, "weight_decay": self.weight_decay}
+        fused = parameters[0].device.type == "cuda"  # one kernel a step; elsewhere the numbers stay those of torch's default
         if self.optimizer == "adam":
-            return torch.optim.Adam([group], betas=(self.momentum, 0.999))
-        return torch.optim.SGD([group], momentum=self.momentum, nesterov=self.momentum > 0)
+            return torch.optim.Adam([group], betas=(self.momentum, 0.999), fused=fused)
+        return torch.optim.SGD([group], momentum=self.momentum, nesterov=self.momentum > 0, fused=fused)
 
 
 def fit(
@@ -118,7 +120,7 @@ def fit(
             for step in range(last):
                 epoch, index = divmod(step, per_epoch)
                 if index == 0:
-                    order = torch.from_numpy(np.argsort(philox(seed, epoch, PROBE_ORDER, n), kind="stable")).to(labels.device)
+                    order = send(torch.from_numpy(np.argsort(philox(seed, epoch, PROBE_ORDER, n), kind="stable")), labels.device)
                 rows = order[index * batch : (index + 1) * batch]
                 optimizer.param_groups[0]["lr"] = schedule.rate(step, per_epoch)
                 loss = F.cross_entropy(layer(features(rows, step)), labels[rows])
@@ -198,7 +200,7 @@ def of_views(
     """Return a function from (rows (B,), step) to features (B, D) of new views of these images. Args: as `on_views`."""
 
     def features(rows: Tensor, step: int) -> Tensor:
-        u = views.draw(seed, step, len(rows)).to(images.device, dtype)
+        u = send(views.draw(seed, step, len(rows)), images.device, dtype)
         (x,) = make_views(images[rows], u)
         with autocast():
             h: Tensor = module(x.contiguous(memory_format=torch.channels_last))

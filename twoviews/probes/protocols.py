@@ -139,6 +139,7 @@ def neighbours(wanted: Sequence[Vote], *, bank: Split, test: Tensor, classes: in
     Returns:
         As `predict`; rows of one search share its seconds.
     """
+    labels = bank[1].to(test.device)
     fitting = [one for one in wanted if one.k <= len(bank[0]) - leave_one_out]
     if not fitting:
         return []
@@ -149,7 +150,7 @@ def neighbours(wanted: Sequence[Vote], *, bank: Split, test: Tensor, classes: in
         return [
             (
                 {"probe": "knn", "k": one.k, "metric": one.metric, "weights": one.weights},
-                vote(neighbours_by_metric[one.metric], bank[1], k=one.k, classes=classes, temperature=one.temperature),
+                vote(neighbours_by_metric[one.metric], labels, k=one.k, classes=classes, temperature=one.temperature),
             )
             for one in fitting
         ]
@@ -175,6 +176,7 @@ def predict(
         (a row with the protocol and `seconds`, predicted classes (N,)).
     """
     rows = len(train[1]) + len(val[1])
+    train, val = ((features, labels.to(test.device)) for features, labels in (train, val))
 
     def train_and_val() -> Split:
         return torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])

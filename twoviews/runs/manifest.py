@@ -17,10 +17,18 @@ def manifest(**more: Any) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": _commit(),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in ("twoviews", "torch", "torchvision", "numpy")},
+        "versions": {name: _version(name) for name in ("twoviews", "torch", "torchvision", "numpy")},
         "system": platform.platform(),
         **more,
     }
+
+
+def _version(name: str) -> str:
+    """Return the version of an installed package; `not installed` for a copy of the source that is only on Python's path."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _command(argv: list[str], typed: list[str]) -> str:
