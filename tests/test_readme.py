@@ -98,7 +98,8 @@ def test_k1_every_command_of_a_page_for_users_runs(
         elif "transfer=folder" in rest or verb in ("data", "embed"):
             changes["data_dir"] = str(tree)
         if verb in ("data", "embed"):
-            changes["to"] = str(tmp_path / Path(next((word for word in rest if word.startswith("to=")), "to=images.png")[3:]).name)
+            file = Path(next((word for word in rest if word.startswith("to=")), f"to=a{'.npz' if verb == 'embed' else '.png'}")[3:])
+            changes["to"] = str(tmp_path / f"{len(done)}{file.suffix}")
         changes |= {"seed": "0,1"} if "--multirun" in rest else {}
         taken = {key: value for key, value in changes.items() if verb in schema.RULES[key].verbs}
         kept = [word for word in rest if word.partition("=")[0] not in taken]

@@ -50,7 +50,7 @@ def test_checkpoints_are_at_least_so_many_seconds_apart_and_the_last_step_is_sav
     few: Path, tmp_path: Path, fast: None, monkeypatch: pytest.MonkeyPatch, seconds: int, saves: list[int]
 ) -> None:
     saved: list[int] = []
-    monkeypatch.setattr(train, "_save", lambda run, parts, clock, done: saved.append(done))
+    monkeypatch.setattr(train.checkpoint, "save", lambda folder, state: saved.append(state["step"]))
     words = small.words(few, tmp_path, "checkpoint_every=0.2", f"checkpoint_seconds={seconds}", "probe_every=0.4", batch=small.FEW_BATCH)
     cfg = config.load("pretrain", words)
     with runs.RunFolder(runs.create(tmp_path, "run", "seed: 0\n")) as run:

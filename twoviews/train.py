@@ -77,20 +77,17 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None =
             # important: read the flag once per step. A signal that arrives below, in a probe or a save, is handled in the next step.
             stopping = stop.signal is not None or (on_step is not None and bool(on_step(done, log.latest)))
             probing, keeping = plan.due(done, "probe_every"), plan.due(done, "log_interval")
-            saving = stopping or done == plan.last or (plan.due(done, "checkpoint_every") and clock.since_save() >= plan.apart)
+            saving = stopping or plan.saves(done, clock)
             if done - start == PREDICT_AT:
                 _predict(bar, clock, plan, plan.last - done)
-            if log.is_full() or probing or keeping or saving:
+            if len(log.rows) >= READ_EVERY or probing or keeping or saving:
                 log.read_losses(method if saving or keeping else None)
                 clock.pause()
                 bar.add(0, log.status())
                 with clock.counting("probes"):
                     log.write(monitor(parts, bar, done) if probing else {})
                 with clock.counting("checkpoints"):
-                    if keeping:  # before the checkpoint: a run that is killed between the two repeats this step
-                        run.write(f"epoch-{done // plan.steps_per_epoch}.safetensors", backbone_bytes(cfg, parts, run.identity))
-                    if saving:
-                        _save(run, parts, clock, done)
+                    _save(cfg, run, parts, clock, done, keeping=keeping, saving=saving)
                 clock.start()
             if stopping:
                 bar.line(f"stopped at step {done} of {plan.last}, checkpoint saved; to continue: twoviews pretrain resume={run.path}")
@@ -106,8 +103,7 @@ class Plan:
     """
 
     def __init__(self, cfg: Config, parts: Parts) -> None:
-        self.cfg, self.peak_rate, self.steps_per_epoch = cfg, parts.peak_rate, parts.steps_per_epoch
-        self.apart = cfg.checkpoint_seconds
+        self.cfg, self.peak_rate, self.steps_per_epoch, self.apart = cfg, parts.peak_rate, parts.steps_per_epoch, cfg.checkpoint_seconds
         self.steps = cfg.epochs * parts.steps_per_epoch
         self.last = min(self.steps, cfg.max_steps or self.steps)
         images = cfg.batch_size if cfg.drop_last else len(parts.images) / parts.steps_per_epoch  # the mean, if the last batch is smaller
@@ -119,6 +115,11 @@ class Plan:
         """Return whether the action of this key, whose value is in epochs, follows step number `done`."""
         epochs = self.cfg[key]
         return bool(epochs) and done % max(1, round(epochs * self.steps_per_epoch)) == 0
+
+    def saves(self, done: int, clock: Clock) -> bool:
+        """Return whether a checkpoint follows step number `done`."""
+        due = self.due(done, "checkpoint_every")
+        return done == self.last or bool(due and clock.since_save() >= self.apart)
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer, step: int) -> float:
         """Set and return the learning rate of a step; groups with `constant_lr` keep the peak rate."""
@@ -155,10 +156,6 @@ class StepLog:
         self.rows.append(row | {name: value.detach() for name, value in extras.items()})
         self.clock.step(step + 1, self.plan.steps_per_epoch, compiling=batch_size not in self.batch_sizes)
         self.batch_sizes.add(batch_size)
-
-    def is_full(self) -> bool:
-        """Return whether it is time to read the losses."""
-        return len(self.rows) >= READ_EVERY
 
     def read_losses(self, method: Method | None) -> None:
         """Replace tensors by numbers, with one wait for the device.
@@ -216,9 +213,12 @@ def _restore(run: runs.RunFolder, parts: Parts, last: int) -> tuple[int, Clock]:
     return state["step"], clock
 
 
-def _save(run: runs.RunFolder, parts: Parts, clock: Clock, done: int) -> None:
-    state = {"step": done, "run": run.identity, "clock": clock.state()}
-    checkpoint.save(run.path, state | {"method": parts.method.state_dict(), "optimizer": parts.optimizer.state_dict()})
+def _save(cfg: Config, run: runs.RunFolder, parts: Parts, clock: Clock, done: int, *, keeping: bool, saving: bool) -> None:
+    if keeping:  # before the checkpoint: a run that is killed between the two repeats this step
+        run.write(f"epoch-{done // parts.steps_per_epoch}.safetensors", backbone_bytes(cfg, parts, run.identity))
+    if saving:
+        state = {"step": done, "run": run.identity, "clock": clock.state()}
+        checkpoint.save(run.path, state | {"method": parts.method.state_dict(), "optimizer": parts.optimizer.state_dict()})
 
 
 def _diverged(run: runs.RunFolder, cfg: Config, rows: list[dict[str, Any]], bad: int) -> FloatingPointError:

@@ -124,7 +124,7 @@ MUTANTS = [
     Mutant(
         "checkpoints as often as epochs",
         "train.py",
-        "clock.since_save() >= plan.apart",
+        "clock.since_save() >= self.apart",
         "True",
         "test_checkpoints_are_at_least_so_many_seconds_apart_and_the_last_step_is_saved",
     ),

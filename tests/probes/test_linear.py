@@ -20,7 +20,8 @@ from twoviews import load_backbone
 from twoviews.data.dataset import load
 from twoviews.probes import linear as module
 from twoviews.probes.embed import pixels
-from twoviews.probes.linear import CHOOSING, DECAYS, ROUGH, Linear, Problem, linear, saga
+from twoviews.probes.linear import CHOOSING, DECAYS, ROUGH, Linear, Problem, linear
+from twoviews.probes.saga import saga
 
 
 def fit(features: Tensor, labels: Tensor, *, classes: int, decay: float, start: Tensor | None = None) -> Linear:

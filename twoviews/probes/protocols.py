@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from twoviews.probes.knn import KS, search, vote
-from twoviews.probes.linear import linear, saga
+from twoviews.probes.linear import linear
 from twoviews.probes.minibatch import Schedule, on_features
+from twoviews.probes.saga import saga
 
 SOLVERS = ("lbfgs", "adam", "sklearn")
 FAST = ("knn", "linear_precomp")

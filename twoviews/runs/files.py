@@ -42,7 +42,7 @@ def disk_error(error: OSError, path: Path, size: int) -> OSError:
     """
     if not path.parent.is_dir():
         return OSError(errno.ESTALE, "the folder no longer exists", str(path.parent))
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OSError(error.errno, error.strerror, str(path))
     disk = os.statvfs(path.parent)
     space = f"{size / 2**20:.1f} MB needed, {disk.f_bavail * disk.f_frsize / 2**20:.0f} MB free"
