@@ -101,11 +101,11 @@ def linear_probe(bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -
     )
     (probe, decay), adam = results["ours"], results["adam"]
     problem = Problem(bank, labels, CLASSES)
-    w = problem.solve([decay])
+    (w,) = problem.solve([decay])
     x = ((bank - problem.mean) / problem.std).numpy()
     sklearn_s, model = timed(lambda: LogisticRegression(C=1 / (decay * len(x)), max_iter=2000, tol=1e-8).fit(x, labels.numpy()))
     weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
-    ours, _ = problem.objective(w, torch.tensor([decay]), problem.x, labels)
+    ours, _ = problem.objective(w, decay, problem.x, labels)
     theirs = F.cross_entropy(torch.from_numpy(x) @ weight.T.float() + bias.float(), labels) + decay / 2 * weight.square().sum()
     return {
         "ours_s": seconds["ours"],

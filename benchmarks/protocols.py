@@ -26,8 +26,9 @@ from twoviews import build, config, runs
 from twoviews.probes import minibatch
 from twoviews.probes.embed import frozen
 from twoviews.probes.knn import KS, search, vote
-from twoviews.probes.linear import Linear, linear, saga
+from twoviews.probes.linear import Linear, linear
 from twoviews.probes.minibatch import Schedule
+from twoviews.probes.saga import saga
 
 AREAS = (0.08, 0.2, 0.6, 1.0)  # smallest areas of a crop; 1.0: flips alone
 Split = tuple[Tensor, Tensor]

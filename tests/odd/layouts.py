@@ -155,7 +155,7 @@ def train_alone_is_a_split(odd: Odd) -> None:
     out = _printed(odd)
     assert "photos: train/ with class folders\n" in out
     assert _classes(out) == ["bus 11 1", "car 11 1"]
-    assert "made: test is a tenth of train" in out
+    assert "made: test is a tenth of the images" in out
 
 
 # ---- images without labels ----
@@ -168,7 +168,7 @@ def a_flat_test_beside_classes_is_unlabelled(odd: Odd) -> None:
     for out in (_printed(odd), printed):
         assert "photos: train/ with class folders, test/ without labels" in out
         assert "7 images: they are trained on, without labels" in out
-        assert "made: test is a tenth of train" in out
+        assert "made: test is a tenth of the images" in out
     assert "7 unlabelled images" in printed
     assert path.is_dir()
 

@@ -24,7 +24,7 @@ def small_classes_are_all_in_the_test_split(odd: Odd) -> None:
     odd.images(*(f"c{i:02}" for i in range(20)), each=4)
     out = _printed(odd)
     assert _test_counts(out) == [1] * 20
-    assert "made: test is at least one image of each class of train, a tenth of large classes" in out
+    assert "made: test is at least one image of each class, a tenth of large classes" in out
     path, printed = odd.trained()
     assert "at least one image of each class held out as test" in small.summary(path)["dataset"]
     assert "made: test is at least one image of each class" in printed
@@ -70,7 +70,7 @@ def large_classes_give_a_tenth_as_before(odd: Odd) -> None:
     odd.images("a", "b", each=30)
     out = _printed(odd)
     assert _test_counts(out) == [3, 3]
-    assert "made: test is a tenth of train, each class by its share" in out
+    assert "made: test is a tenth of the images, each class by its share" in out
     path, printed = odd.trained()
     assert re.search("photos, 16 pixels, a tenth held out as test", printed)
     assert small.summary(path)["dataset"] == "photos, 16 pixels, a tenth held out as test"
@@ -80,7 +80,7 @@ def images_without_classes_give_a_tenth(odd: Odd) -> None:
     odd.images(".", each=25)
     out = _printed(odd)
     assert _test_counts(out) == [2]
-    assert "made: test is a tenth of train, chosen at random" in out
+    assert "made: test is a tenth of the images, chosen at random" in out
     assert "23 images, no classes" in out
 
 
@@ -90,7 +90,7 @@ def a_test_split_of_bad_files_is_made_from_train(odd: Odd) -> None:
     (odd.data / "test/a/bad.png").write_text("not an image")
     out = _printed(odd, "on_bad=skip")
     assert _test_counts(out) == [1, 1]
-    assert "made: test is a tenth of train" in out
+    assert "made: test is a tenth of the images" in out
     assert "left out: 1 of 25 files" in out
 
 

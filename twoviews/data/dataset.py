@@ -189,7 +189,7 @@ def _hold_out(arrays: Arrays) -> tuple[Arrays, str]:
     tenth = len(rows) <= total // 10
     part = "a tenth" if tenth else "at least one image of each class"
     shares = "" if present < 2 else ", each class by its share" if tenth else ", a tenth of large classes"
-    made = f"made: test is {part} of train{shares}, chosen at random, always the same images"
+    made = f"made: test is {part}{' of the images' * tenth}{shares}, chosen at random, always the same images"
     rest = _with_train(arrays, np.setdiff1d(np.arange(total), rows))
     title = f"{arrays.title}, {part} held out as test"
     held = replace(rest, title=title, test_images=test.train_images, test_labels=test.train_labels, test_names=test.train_names)
