@@ -36,14 +36,15 @@ Split = tuple[Tensor, Tensor]
 
 def neighbours(bank: Split, test: Split, classes: int) -> None:
     """Print a table of kNN accuracies."""
-    found = search(bank[0], test[0], k=max(KS))
+    ks = [k for k in KS if k <= len(bank[0])]
+    found = search(bank[0], test[0], k=max(ks))
 
     def accuracy(metric: str, k: int, temperature: float | None) -> str:
         predicted = vote(found[metric], bank[1], k=k, classes=classes, temperature=temperature)
         return f"{100 * (predicted == test[1]).double().mean().item():.2f}"
 
     print("\n| k | cosine | cosine, exp(s/0.1) | Euclidean |\n|--:|--:|--:|--:|")
-    for k in KS:
+    for k in ks:
         print(f"| {k} | {accuracy('cosine', k, None)} | {accuracy('cosine', k, 0.1)} | {accuracy('euclidean', k, None)} |")
 
 
