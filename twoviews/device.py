@@ -79,10 +79,10 @@ def choose(*, device: str, threads: int | None, precision: str, compile: str | b
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.benchmark = not deterministic
+        torch.use_deterministic_algorithms(deterministic)
         if deterministic:
             # important: cuBLAS reads this when it is first used; without it, a product that splits its sums differs between two runs
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
         # important: by default torch stops compiling after 8 shapes; batches of training and probes have about 12 sizes
         torch._dynamo.config.recompile_limit = 64
     return Machine(torch.device(device), threads, precision, bool(compile))

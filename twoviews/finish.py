@@ -34,7 +34,7 @@ def finish(cfg: Config, parts: build.Parts, probes: tuple[str, ...], folder: run
             summary["wall_seconds"] = round(time.perf_counter() - began, 1)
         folder.write(runs.SUMMARY, summary)
 
-    earlier, start = summary.get("evaluation_seconds", 0.0), time.perf_counter()
+    earlier, start = summary["evaluation_seconds"], time.perf_counter()
 
     def store(rows: list[dict[str, Any]], later: list[str]) -> None:
         summary["evaluations"], left["probes"] = evaluation.merged(kept, rows), later
@@ -56,11 +56,11 @@ def finish(cfg: Config, parts: build.Parts, probes: tuple[str, ...], folder: run
             print(features_in_words(summary["diagnostics"]))
 
     def report() -> None:
-        train, beside = summary["train"], {"evaluation": summary.get("evaluation_seconds", 0.0)}
-        beside |= {name: train[f"{name[:-1]}_seconds"] for name in ("checkpoints", "probes") if f"{name[:-1]}_seconds" in train}
-        rest = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in beside.items() if seconds >= 0.5)
+        train = summary["train"]
+        beside = {"checks": train["probe_seconds"], "checkpoints": train["checkpoint_seconds"], "evaluation": summary["evaluation_seconds"]}
+        parts_of_it = "".join(f"{name} {seconds:.0f} s; " for name, seconds in beside.items() if seconds >= 0.5)
         print(
-            f"\ntraining {train['seconds']:.0f} s at {train['views_per_s']:,.0f} views/s; {rest}{'; ' * bool(rest)}"
+            f"\ntraining {train['seconds']:.0f} s at {train['views_per_s']:,.0f} views/s; {parts_of_it}"
             f"everything {time.perf_counter() - began:.0f} s; {folder.path}"
         )
         html.write(folder, parts.views, parts.dataset)

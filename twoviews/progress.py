@@ -141,6 +141,10 @@ class Clock:
         finally:
             self.beside[what] += time.perf_counter() - began
 
+    def saved(self) -> None:
+        """Note that a checkpoint was saved."""
+        self._saved = time.perf_counter()
+
     def since_save(self) -> float:
         """Return the seconds since the last checkpoint, or since the start."""
         return time.perf_counter() - self._saved
@@ -162,8 +166,7 @@ class Clock:
         return round(median(self.epochs) if self.epochs else self.per_step() * steps_per_epoch, 3)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint stores: it is being saved now."""
-        self._saved = time.perf_counter()
+        """Return what a checkpoint stores."""
         wall = self.earlier + time.perf_counter() - self._began
         counted = {"total": self.total, "steady": self.steady, "steady_steps": self.steady_steps, "epochs": self.epochs, "wall": wall}
         return counted | {"compiled_steps": self.compiled_steps, "beside": self.beside}

@@ -219,6 +219,7 @@ def _save(cfg: Config, run: runs.RunFolder, parts: Parts, clock: Clock, done: in
     if saving:
         state = {"step": done, "run": run.identity, "clock": clock.state()}
         checkpoint.save(run.path, state | {"method": parts.method.state_dict(), "optimizer": parts.optimizer.state_dict()})
+        clock.saved()
 
 
 def _diverged(run: runs.RunFolder, cfg: Config, rows: list[dict[str, Any]], bad: int) -> FloatingPointError:

@@ -15,7 +15,8 @@ from picture_files import SIZE, mean_on, picture, write_tiff
 from PIL import Image
 
 from twoviews.images import pillow_warnings
-from twoviews.images.pixels import Decoded, Reading, decode, kind
+from twoviews.images.formats import kind
+from twoviews.images.pixels import Decoded, Reading, decode
 
 OWN_SIZE = Reading(None)
 

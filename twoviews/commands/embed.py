@@ -10,10 +10,8 @@ import torch
 
 from twoviews.config import Config
 from twoviews.embedder import Embedder, Features
-from twoviews.images.names import plural, shown
+from twoviews.images.names import REASONS, plural, shown
 from twoviews.runs.files import write_atomic
-
-LISTED = 20  # largest number of names that are printed
 
 
 def run(cfg: Config) -> int:
@@ -58,8 +56,8 @@ def _skipped(result: Features) -> list[str]:
     """Return lines that list the images that were left out."""
     if not result.skipped:
         return []
-    more = len(result.skipped) - LISTED
-    lines = [f"{plural(len(result.skipped), 'image')} cannot be read and left out:", *(f"  {line}" for line in result.skipped[:LISTED])]
+    more = len(result.skipped) - REASONS
+    lines = [f"{plural(len(result.skipped), 'image')} cannot be read and left out:", *(f"  {line}" for line in result.skipped[:REASONS])]
     return lines + [f"  and {more} more"] * (more > 0)
 
 

@@ -102,6 +102,7 @@ def _finish(
         "peak_learning_rate": parts.peak_rate,
         "train": trained,
         "evaluations": before.get("evaluations", []),
+        "evaluation_seconds": before.get("evaluation_seconds", 0.0),
         "classes": list(parts.dataset.classes),
         "diagnostics": before.get("diagnostics", {}),
     }

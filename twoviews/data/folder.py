@@ -8,7 +8,7 @@ import numpy as np
 
 from twoviews.data.arrays import Arrays
 from twoviews.images.class_list import read_names
-from twoviews.images.decoding import Decoded, decode_all, list_bad
+from twoviews.images.decoding import DecodedFiles, decode_all, list_bad
 from twoviews.images.layout import Layout, recognise
 from twoviews.images.names import LISTED, is_ignored, listed, plural, shown
 from twoviews.images.pixels import Reading
@@ -118,7 +118,7 @@ class _Files:
         return replace(self, train=train, test=test, unlabelled=[i for i in self.unlabelled if i not in bad])
 
 
-def _arrays(title: str, heading: str, layout: Layout, files: _Files, decoded: Decoded) -> Arrays:
+def _arrays(title: str, heading: str, layout: Layout, files: _Files, decoded: DecodedFiles) -> Arrays:
     """Return the images with their labels. Classes without a training image are left out.
 
     Args:
@@ -153,7 +153,7 @@ def _arrays(title: str, heading: str, layout: Layout, files: _Files, decoded: De
     )
 
 
-def _notes(layout: Layout, files: _Files, decoded: Decoded, lost: list[str]) -> list[str]:
+def _notes(layout: Layout, files: _Files, decoded: DecodedFiles, lost: list[str]) -> list[str]:
     """Return lines about what was left out, and about images that may be a mistake."""
 
     def such_as(numbers: list[int]) -> str:

@@ -18,15 +18,14 @@ import numpy as np
 import PIL
 
 from twoviews.images import cache, formats, pixels
-from twoviews.images.names import plural, shown
+from twoviews.images.names import plural, shown, with_reasons
 from twoviews.progress import Progress
 
 AHEAD = 256  # files that are decoded before their images are taken, so that decoded images do not pile up
-LISTED = 20  # largest number of bad files in a message
 
 
 @dataclass
-class Decoded:
+class DecodedFiles:
     """The images of a list of files. Files are numbers in that list.
 
     Args:
@@ -44,7 +43,7 @@ class Decoded:
     wide: dict[str, tuple[int, float, float]] = field(default_factory=dict)
 
 
-def decode_all(paths: Sequence[Path], root: Path, title: str, reading: pixels.Reading) -> Decoded:
+def decode_all(paths: Sequence[Path], root: Path, title: str, reading: pixels.Reading) -> DecodedFiles:
     """Return the images of files, from the cache if nothing changed.
 
     The cache is in `runs.files.cache_file`. A changed path, size, time or mode of a file, or a wrong checksum of the
@@ -63,7 +62,7 @@ def decode_all(paths: Sequence[Path], root: Path, title: str, reading: pixels.Re
     if stored := cache.read(key):
         images, notes = stored
         numbered = {int(number): reason for number, reason in notes.pop("bad").items()}  # JSON has texts as keys
-        return Decoded(images, numbered, **notes)
+        return DecodedFiles(images, numbered, **notes)
     decoded, wide = _decode(paths, title, reading)
     pixels.check_ranges(wide, reading, title)
     for kind in sorted({kind for kind, _, _ in wide}):
@@ -82,9 +81,8 @@ def list_bad(bad: dict[int, str], paths: Sequence[Path], what: str) -> str:
         paths: all files.
         what: they should be, such as `images of one size`.
     """
-    named = "; ".join(f"{shown(paths[i])}: {reason}" for i, reason in list(bad.items())[:LISTED])
-    more = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
-    return f"{len(bad)} of {plural(len(paths), 'file')} cannot be read as {what}: {named}{more}"
+    reasons = with_reasons((shown(paths[i]), reason) for i, reason in bad.items())
+    return f"{len(bad)} of {plural(len(paths), 'file')} cannot be read as {what}: {reasons}"
 
 
 def _key(paths: Sequence[Path], root: Path, reading: pixels.Reading) -> bytes:
@@ -101,9 +99,9 @@ def _key(paths: Sequence[Path], root: Path, reading: pixels.Reading) -> bytes:
     return key.digest()
 
 
-def _decode(paths: Sequence[Path], title: str, reading: pixels.Reading) -> tuple[Decoded, list[tuple[str, float, float]]]:
+def _decode(paths: Sequence[Path], title: str, reading: pixels.Reading) -> tuple[DecodedFiles, list[tuple[str, float, float]]]:
     """Return the images, and the range of values of each wide one."""
-    found = Decoded(np.empty(0, np.uint8))
+    found = DecodedFiles(np.empty(0, np.uint8))
     wide: list[tuple[str, float, float]] = []
     images: np.ndarray | None = None
     results = in_parallel(lambda path: pixels.decode(path, reading), paths)
@@ -128,9 +126,8 @@ def _decode(paths: Sequence[Path], title: str, reading: pixels.Reading) -> tuple
     return found, wide
 
 
-def _note(found: Decoded, file: int, decoded: pixels.Decoded) -> None:
-    flat = decoded.pixels.reshape(3, -1)
-    if (flat == flat[:, :1]).all():
+def _note(found: DecodedFiles, file: int, decoded: pixels.Decoded) -> None:
+    if decoded.one_colour:
         found.one_colour.append(file)
     for kind in decoded.warnings:
         found.warnings.setdefault(kind, []).append(file)

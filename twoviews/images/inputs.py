@@ -13,11 +13,10 @@ from PIL import Image
 
 from twoviews.images import scan
 from twoviews.images.decoding import in_parallel
-from twoviews.images.names import plural, shown
+from twoviews.images.names import plural, shown, with_reasons
 from twoviews.images.pixels import Decoded, Reading, decode, decode_array, decode_image
 from twoviews.progress import Progress
 
-LISTED = 20  # largest number of bad images in a message
 FORMS = (
     "a folder, a list of paths, images of Pillow, or an array or tensor of shape (N, H, W), (N, H, W, C), (N, C, H, W) "
     "or, of square images, (N, H*W) or (N, 3*H*W)"
@@ -52,9 +51,8 @@ class Inputs:
 
     def list_bad(self, bad: dict[int, str]) -> str:
         """Return one line with the number of bad images and the first of them, each with its reason."""
-        named = "; ".join(f"{self.name(i)}: {reason}" for i, reason in list(bad.items())[:LISTED])
-        more = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
-        return f"{self.where}: {len(bad)} of {plural(len(self.items), 'image')} cannot be read: {named}{more}"
+        reasons = with_reasons((self.name(i), reason) for i, reason in bad.items())
+        return f"{self.where}: {len(bad)} of {plural(len(self.items), 'image')} cannot be read: {reasons}"
 
     def name(self, i: int) -> str:
         """Return how a message names an image."""
@@ -175,9 +173,7 @@ class Notes:
             return
         if decoded.wide is not None:
             self.wide.append(decoded.wide)
-        flat = decoded.pixels.reshape(3, -1)
-        one_colour = ("one colour everywhere",) if (flat == flat[:, :1]).all() else ()
-        for kind in (*one_colour, *decoded.warnings):
+        for kind in (*["one colour everywhere"] * decoded.one_colour, *decoded.warnings):
             self.warnings.setdefault(kind, []).append(i)
 
 

@@ -14,7 +14,7 @@ SYSTEM_NAMES = {
     *("__macosx", "__pycache__", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found")
 }
 LONGEST = 60  # characters of one name in a message
-LISTED = 5  # names in a line; more are counted
+LISTED, REASONS = 5, 20  # names in a line, and bad files with their reasons; more are counted
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, bytes that are no UTF-8, line separators
 DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they change the order of the text that follows
 
@@ -45,6 +45,13 @@ def listed(names: Iterable[str], limit: int = LISTED) -> str:
     names = [shown(name) for name in names]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def with_reasons(bad: Iterable[tuple[str, str]]) -> str:
+    """Return names, as `shown` returns them, each with what is wrong: the first ones, and the number of the others."""
+    named = [f"{name}: {reason}" for name, reason in bad]
+    more = f"; and {len(named) - REASONS} more" if len(named) > REASONS else ""
+    return "; ".join(named[:REASONS]) + more
 
 
 def plural(count: int, noun: str) -> str:

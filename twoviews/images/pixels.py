@@ -9,9 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from twoviews.images import pillow_warnings
-from twoviews.images.formats import RAW_SUFFIXES, kind, needs, open_image
-
-__all__ = ["BACKGROUNDS", "Decoded", "Reading", "check_ranges", "decode", "decode_array", "decode_image", "kind"]
+from twoviews.images.formats import RAW_SUFFIXES, needs, open_image
 
 BACKGROUNDS = {"white": 255, "gray": 128, "black": 0}  # the gray level behind transparent pixels
 WIDE = 65535  # the largest 16-bit value
@@ -61,6 +59,12 @@ class Decoded:
     pixels: np.ndarray
     wide: tuple[str, float, float] | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def one_colour(self) -> bool:
+        """Whether all pixels are equal."""
+        flat = self.pixels.reshape(3, -1)
+        return bool((flat == flat[:, :1]).all())
 
 
 def decode(path: Path, reading: Reading) -> Decoded | str:

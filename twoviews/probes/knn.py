@@ -68,13 +68,13 @@ def search(
     return _search(bank, queries, k, metrics, leave_one_out)
 
 
+@exact_products()
 def _search(bank: Tensor, queries: Tensor, k: int, metrics: Sequence[str], leave_one_out: bool) -> dict[str, Neighbours]:
     squares = bank.square().sum(1)  # (M,)
     inverse = squares.sqrt().clamp(min=1e-12).reciprocal()
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {metric: [] for metric in metrics}
     for number, q in enumerate(torch.split(queries, QUERIES)):
-        with exact_products():
-            product = q @ bank.T  # (q, M)
+        product = q @ bank.T  # (q, M)
         for metric in metrics:
             # Both scores rank as the metric does: a query's own length only scales or shifts its row.
             scores = product * inverse if metric == "cosine" else torch.sub(product, squares, alpha=0.5)
