@@ -90,7 +90,7 @@ def test_init_reaches_the_momentum_encoder_too(tiny: list[str], finished: Path) 
     words = [word for word in tiny if not word.startswith("recipe=")]
     cfg = config.load("pretrain", [*words, "recipe=moco", f"init={finished}", "queue_size=128", "bn_splits=4"])
     method = build.build(cfg).method
-    loaded = build.load_backbone(finished).state_dict()
+    loaded = twoviews.load_backbone(finished).state_dict()
     for key, value in method.momentum_encoder[0].state_dict().items():
         if not key.endswith("num_batches_tracked"):
             assert torch.equal(value, loaded[key].to(value.dtype)), key

@@ -25,8 +25,9 @@ LAYERS = [
     {"cli", "api", "__init__"},  # __init__ imports lazily: the names of the Python API
     {"commands"},
     {"train", "evaluation", "embedder", "inspection", "finish"},
+    {"monitor"},
     {"build"},
-    {"cpu", "report"},
+    {"cpu", "report", "pretrained"},
     {"methods", "probes"},
     {"models", "views", "data"},
     {"losses", "optim", "images", "runs"},

@@ -19,7 +19,7 @@ from PIL import Image
 from tiny import environment, mini
 from torch import Tensor
 
-from twoviews import build, embedder, load_backbone
+from twoviews import embedder, load_backbone, pretrained
 from twoviews.data import READERS
 from twoviews.embedder import Embedder, embed
 
@@ -278,16 +278,16 @@ def test_what_is_no_run_is_refused(tmp_path: Path, folder: Path) -> None:
 
 def test_weights_of_another_run_are_refused(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "copy")
-    (tmp_path / "copy/backbone.safetensors").write_bytes(build.BUNDLED[GRAY].read_bytes())
+    (tmp_path / "copy/backbone.safetensors").write_bytes(pretrained.BUNDLED[GRAY].read_bytes())
     with pytest.raises(ValueError, match="from another run"):
         Embedder(tmp_path / "copy").fit()
 
 
 def test_a_new_file_of_weights_is_read_again(tmp_path: Path, cells: np.ndarray) -> None:
     path = tmp_path / "a.safetensors"
-    path.write_bytes(build.BUNDLED[GRAY].read_bytes())
+    path.write_bytes(pretrained.BUNDLED[GRAY].read_bytes())
     first = Embedder(path).transform(cells)
-    path.write_bytes(build.BUNDLED["supervised-fashion_mnist-thin32"].read_bytes())
+    path.write_bytes(pretrained.BUNDLED["supervised-fashion_mnist-thin32"].read_bytes())
     os.utime(path, (1, 1))
     assert not np.allclose(Embedder(path).transform(cells), first)
 

@@ -132,7 +132,7 @@ def test_on_a_gpu_the_forward_pass_is_compiled_in_channels_last(monkeypatch: pyt
     monkeypatch.setattr(torch, "compile", lambda module, **options: calls.append(options) or module)
     method = contract.tiny("simclr")
     for name, compile in (("cpu", True), ("cuda", False), ("cuda", True)):
-        forward = build.compile_forward(device.Machine(torch.device(name), 1, "bf16", compile), method, 8)
+        forward = build.make_forward(device.Machine(torch.device(name), 1, "bf16", compile), method, 8)
         assert (forward is method) == (not calls)
     assert calls == [{"dynamic": False, "fullgraph": True, "options": {"force_layout_optimization": True}}]
     assert "force_layout_optimization" in torch._inductor.list_options()
@@ -140,7 +140,7 @@ def test_on_a_gpu_the_forward_pass_is_compiled_in_channels_last(monkeypatch: pyt
 
 def test_the_smaller_last_batch_of_an_epoch_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda module, **options: lambda *args: "compiled")
-    forward = build.compile_forward(device.Machine(torch.device("cuda"), 1, "bf16", True), lambda *args: "eager", 8)
+    forward = build.make_forward(device.Machine(torch.device("cuda"), 1, "bf16", True), lambda *args: "eager", 8)
     assert [forward([torch.zeros(n, 3, 8, 8)] * 2, None, torch.zeros(())) for n in (8, 5, 8)] == ["compiled", "eager", "compiled"]
 
 

@@ -17,10 +17,10 @@ from PIL import Image
 from tiny import FEW_BATCH
 
 from twoviews import config, load_backbone, runs
-from twoviews.build import BUNDLED
 from twoviews.cli import main
 from twoviews.config import reference, schema
 from twoviews.data import READERS
+from twoviews.pretrained import BUNDLED
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

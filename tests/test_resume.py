@@ -15,7 +15,7 @@ import torch
 from compare import differences
 from torch import Tensor
 
-from twoviews import build, config, runs, train
+from twoviews import build, config, pretrained, runs, train
 from twoviews.methods import METHODS
 from twoviews.runs import checkpoint
 
@@ -163,7 +163,7 @@ def test_r7_compiled_code_leaves_no_mark_in_a_file(tmp_path: Path, few: Path) ->
         path = new_run(tmp_path, first)
         saved = train_until(3, path, cfgs[first])["saved"]
         (path / runs.BACKBONE).write_bytes(build.backbone_bytes(cfgs[first], build.build(cfgs[first]), runs.identity(path)))
-        names = [*saved["method"], *build.load_backbone(path).state_dict()]
+        names = [*saved["method"], *pretrained.load_backbone(path).state_dict()]
         assert not [name for name in names if "_orig_mod." in name or name.startswith("module.")]
         assert train_until(5, path, cfgs[then])["saved"]["step"] == 5
 

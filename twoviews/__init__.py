@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twoviews.api import evaluate, pretrain
-    from twoviews.build import load_backbone
     from twoviews.embedder import Embedder, embed
     from twoviews.losses import nt_xent
+    from twoviews.pretrained import load_backbone
     from twoviews.probes.knn import knn
     from twoviews.probes.linear import linear
     from twoviews.runs import StepFailed
@@ -27,7 +27,7 @@ _MODULES = {
     "evaluate": "twoviews.api",
     "knn": "twoviews.probes.knn",
     "linear": "twoviews.probes.linear",
-    "load_backbone": "twoviews.build",
+    "load_backbone": "twoviews.pretrained",
     "nt_xent": "twoviews.losses",
     "pretrain": "twoviews.api",
 }

@@ -15,20 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twoviews import device, optim, runs
+from twoviews import device, distributed, optim, runs
 from twoviews.config import Config
 from twoviews.data.arrays import Arrays
 from twoviews.data.dataset import Dataset, load, prepare, steps_per_epoch
 from twoviews.data.folder import Options
 from twoviews.methods import METHODS
 from twoviews.methods.base import Method
+from twoviews.models.batchnorm import sync_batchnorm
 from twoviews.models.resnet import build_backbone, whiten_stem
+from twoviews.pretrained import BUNDLED
 from twoviews.probes.embed import embed
 from twoviews.rng import seeded
 from twoviews.runs import weights
 from twoviews.views import Views, ViewSpec
 
-BUNDLED = {path.stem: path for path in sorted((Path(__file__).parent / "assets").glob("*.safetensors"))}  # pretrained models, by name
 FROM_DATA = ("backbone", "embed_dim", "num_classes", "num_images")  # arguments of constructors that are not keys
 OWN_DATA = "own_data"  # what `dataset` is in a run whose images were given in Python; no word of a command line
 LEAST_SAMPLE = 200  # images; statistics of fewer say little: RankMe is at most their number
@@ -56,9 +57,13 @@ class Parts:
         return images[:: -(-len(images) // most)]
 
     def embed(self, module: nn.Module, images: Tensor, name: str = "embed") -> Tensor:
-        """Return features (N, D) of whole images by a frozen module of this run."""
+        """Return features (N, D) of whole images by a frozen module of this run. Every process computes its part."""
         device, autocast = self.machine.device, self.machine.autocast
-        return embed(module, images, mean=self.views.mean, std=self.views.std, device=device, autocast=autocast, name=name)
+
+        def of(part: Tensor) -> Tensor:
+            return embed(module, part, mean=self.views.mean, std=self.views.std, device=device, autocast=autocast, name=name)
+
+        return distributed.in_parts(of, images)
 
 
 def build(cfg: Config, data: Arrays | None = None) -> Parts:
@@ -79,7 +84,7 @@ def build(cfg: Config, data: Arrays | None = None) -> Parts:
         compile=cfg.compile,
         deterministic=bool(cfg.get("deterministic")),  # runs of version 0.1.0 lack this key
     )
-    dataset = load_data(cfg) if data is None else prepare(data, cfg.train_size)
+    dataset = distributed.first_on_each_machine(lambda: load_data(cfg)) if data is None else prepare(data, cfg.train_size)
     images, labels = dataset.training(cfg.train_on, labelled=METHODS[cfg.method].uses_labels)
     peak = optim.resolve_learning_rate(cfg.learning_rate, cfg.base_learning_rate, cfg.batch_size)
     _check(cfg, dataset, len(images), bool((labels < 0).any()))
@@ -131,6 +136,13 @@ def _check(cfg: Config, dataset: Dataset, images: int, unlabelled: bool) -> None
         raise ValueError(f"batch_size={cfg.batch_size}: {dataset.title} has {images} images in {cfg.train_on}: choose at most that")
     if not cfg.drop_last and images % cfg.batch_size == 1:
         raise ValueError(f"drop_last=false: the last batch of an epoch would hold one image (of {images}): change batch_size or drop it")
+    processes, last = distributed.size(), 0 if cfg.drop_last else images % cfg.batch_size
+    if cfg.batch_size % processes:
+        raise ValueError(f"batch_size={cfg.batch_size}: {processes} processes cannot share it: choose a multiple of {processes}")
+    if last % processes:
+        raise ValueError(f"drop_last=false: {processes} processes cannot share the last batch of {last} images: use drop_last=true")
+    if min(cfg.batch_size, last or cfg.batch_size) < 2 * processes:
+        raise ValueError(f"batch_size={cfg.batch_size}: each of {processes} processes needs two images: choose at least {2 * processes}")
 
 
 def _init_file(cfg: Config) -> Path | None:
@@ -181,7 +193,10 @@ def build_method(cfg: Config, dataset: Dataset, init: Path | None = None) -> Met
         if init is not None:
             weights.load_into(backbone, init)
         parts = dict(zip(FROM_DATA, (backbone, embed_dim, len(dataset.classes), len(images)), strict=True))
-        return METHODS[cfg.method](**given_to_method(cfg, parts))
+        method = METHODS[cfg.method](**given_to_method(cfg, parts))
+    if cfg.get("sync_bn") and distributed.size() > 1:
+        sync_batchnorm(method)
+    return method
 
 
 def given_to_method(cfg: Config, parts: dict[str, Any]) -> dict[str, Any]:
@@ -237,20 +252,26 @@ def to_device(method: Method, machine: device.Machine) -> Method:
     return method
 
 
-def compile_forward(machine: device.Machine, method: Method, batch_size: int) -> Callable[..., Any]:
+def make_forward(machine: device.Machine, method: Method, batch_size: int) -> Callable[..., Any]:
     """Return the function from views to the loss: on a GPU compiled (one graph forward, one backward), else the method itself.
 
-    The smaller last batch of an epoch (`drop_last=false`) is not compiled: that would take as long again as the first compilation.
+    With several processes, the gradients are their means. The smaller last batch of an epoch (`drop_last=false`) is not compiled:
+    that would take as long again as the first compilation.
+
+    Args:
+        machine, method: of the run.
+        batch_size: images of this process in a full batch.
     """
+    module = distributed.data_parallel(method)
     # On a CPU, oneDNN computes the convolutions either way, and compiling the rest gains nothing (docs/performance.md).
     if not machine.compile or machine.device.type != "cuda":
-        return method
+        return module
     # important: torch 2.14 chooses the layout of the backward graph by its forward convolutions, of which it has none
     # (pytorch#189239). It would convert every tensor from channels_last and back, so the layout is forced.
-    compiled = torch.compile(method, dynamic=False, fullgraph=True, options={"force_layout_optimization": True})
+    compiled = torch.compile(module, dynamic=False, fullgraph=True, options={"force_layout_optimization": True})
 
     def forward(views: list[Tensor], labels: Tensor | None, progress: Tensor) -> Any:
-        return (compiled if len(views[0]) == batch_size else method)(views, labels, progress)
+        return (compiled if len(views[0]) == batch_size else module)(views, labels, progress)
 
     return forward
 
@@ -267,27 +288,3 @@ def backbone_bytes(cfg: Config, parts: Parts, run: str) -> bytes:
     description |= {name: " ".join(f"{v:.6f}" for v in values) for name, values in (("mean", parts.views.mean), ("std", parts.views.std))}
     description |= {"recipe": cfg.recipe, "dataset": parts.dataset.title, "run": run}
     return weights.to_bytes(parts.method.backbone.state_dict(), description)
-
-
-def load_backbone(run: str | Path) -> nn.Module:
-    """Return a trained backbone, frozen and in eval mode: a module from (N, C, H, W) to h (N, embed_dim).
-
-    Args:
-        run: a run folder, its `.safetensors` file, or the name of a bundled model (`BUNDLED`). Input images are in [0, 1],
-            minus `module.mean`, divided by `module.std` (buffers of shape (C, 1, 1)).
-
-    Raises:
-        ValueError: if there is no such file, or TwoViews did not write it.
-    """
-    path = Path(run) / runs.BACKBONE if Path(run).is_dir() else BUNDLED.get(str(run), Path(run))
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file: expected a finished run, its file, or one of {', '.join(BUNDLED)}")
-    about = weights.check(path, runs.identity(Path(run))) if Path(run).is_dir() else weights.read(path)[1]
-    if "backbone" not in about:
-        raise ValueError(f"{path}: does not say which backbone it holds: not written by TwoViews")
-    with seeded(0):  # the values are replaced; the caller's random state must not move
-        module, _ = build_backbone(about["backbone"], in_channels=int(about["in_channels"]), image_size=int(about["image_size"]))
-    weights.load_into(module, path)
-    for name in ("mean", "std"):
-        module.register_buffer(name, torch.tensor([float(v) for v in about[name].split()]).view(-1, 1, 1), persistent=False)
-    return module.eval().requires_grad_(False)

@@ -3,10 +3,13 @@
 Torch is imported inside the commands, so that help and errors answer at once.
 """
 
+import contextlib
 import importlib
 import importlib.util
+import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,6 +34,7 @@ USAGE = """usage: twoviews <verb> key=value ...
 """
 
 DIVERGED, STEP_FAILED, INTERRUPTED = 3, 4, 130
+FIRST = 2.0  # seconds that other processes wait with an error: if the first one has it too, torchrun ends them meanwhile
 SPIN = "10000"  # turns that an idle OpenMP thread waits actively, in place of 300,000: docs/performance.md
 
 
@@ -148,9 +152,12 @@ def _run(verb: str, cfg: config.Config) -> int:
 
     if verb != "bench" and "OMP_WAIT_POLICY" not in os.environ:  # a benchmark's other tools keep their own default
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when torch is imported
+    follows = _rank() > 0  # of several processes: the first one reports what is wrong with the run folder
+    if follows and verb not in ("pretrain", "evaluate"):
+        return 0
     try:
         run = cfg.get("resume") or (cfg.get("run") if verb != "embed" else None)  # embed takes files and bundled models, too
-        if run and run != "latest":  # before torch is imported: a wrong name, or a run in use, is reported at once
+        if run and run != "latest" and not follows:  # before torch is imported: a wrong name, or a run in use, is reported at once
             runs.check_unlocked(runs.find(run, Path(cfg.runs_dir), key="resume" if cfg.get("resume") else "run"))
         command = importlib.import_module(f"twoviews.commands.{verb}")
         if "threads" in cfg:  # it computes; a caller of the Python interface keeps the C library's own settings
@@ -176,6 +183,17 @@ def _run(verb: str, cfg: config.Config) -> int:
         return _fail(f"{type(error).__name__}: {message} (debug=true shows where)", 1)
 
 
+def _rank() -> int:
+    """Return the number that torchrun gave this process; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
+
 def _fail(message: str, code: int) -> int:
+    if _rank():
+        time.sleep(FIRST)
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun's report at the end shows it
+        text = {"message": message, "extraInfo": {"py_callstack": f"twoviews: {message}", "timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({"message": text}), encoding="utf-8")
     print(f"twoviews: {message}", file=sys.stderr)
     return code

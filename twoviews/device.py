@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from twoviews import distributed
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -51,7 +53,7 @@ def choose(*, device: str, threads: int | None, precision: str, compile: str | b
 
     Args:
         device: auto, cpu, cuda or mps.
-        threads: of the CPU; None for all cores that this process may use.
+        threads: of the CPU; None for all cores that this process may use, shared with the other processes of the run.
         precision: auto, bf16, tf32, fp32 or fp64.
         compile: "auto", True or False.
         deterministic: on a GPU: only algorithms whose results repeat bit for bit, and no search for the fastest. On a CPU they always do.
@@ -60,7 +62,12 @@ def choose(*, device: str, threads: int | None, precision: str, compile: str | b
         ValueError: if the machine does not have the device or a compiler.
     """
     device = find(device)
-    threads = threads or cores()
+    if device == "mps" and distributed.size() > 1:
+        raise ValueError("device=mps: one process only: start it without torchrun, or use device=cpu")
+    if device == "cuda" and distributed.local_size() > max(1, torch.cuda.device_count()):
+        gpus, wanted = torch.cuda.device_count(), distributed.local_size()
+        raise ValueError(f"{wanted} processes on a machine with {gpus} GPUs: start torchrun with --nproc-per-node={gpus}")
+    threads = threads or max(1, cores() // distributed.local_size())
     torch.set_num_threads(threads)
     if precision == "auto":
         precision = "bf16" if has_bf16(device) else "fp32"
@@ -76,6 +83,8 @@ def choose(*, device: str, threads: int | None, precision: str, compile: str | b
     elif compile and device == "cpu" and compiler() is None:
         raise ValueError("compile=true: no C++ compiler on this machine: install g++ or clang++, or use compile=auto")
     if device == "cuda":
+        if distributed.size() > 1:
+            torch.cuda.set_device(distributed.local_rank())
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.benchmark = not deterministic

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twoviews import build, device, runs
+from twoviews import device, runs
 from twoviews.images.channels import change_channels
 from twoviews.images.inputs import Notes, batches, home, inputs
 from twoviews.images.names import listed, plural
 from twoviews.images.pixels import Reading, check_ranges
+from twoviews.pretrained import BUNDLED, load_backbone
 from twoviews.runs import weights
 
 LEAST_BATCH, BATCH = 16, 256  # images in one forward pass
@@ -196,8 +197,8 @@ class Embedder:
     def _file(self) -> Path:
         """Return the weights file that `run` stands for."""
         name = str(self.run)
-        if name in build.BUNDLED and not Path(name).exists():
-            return build.BUNDLED[name]
+        if name in BUNDLED and not Path(name).exists():
+            return BUNDLED[name]
         if name.endswith(".safetensors"):
             return home(name)
         folder = runs.find(str(home(name)), home(self.runs_dir))
@@ -263,7 +264,7 @@ def _parameters() -> list[str]:
 @functools.lru_cache(maxsize=4)
 def _load(file: Path, state: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, int]:
     """Return a backbone and the side of its images; `state` changes with the file, so that a new one is read again."""
-    module = build.load_backbone(file.parent if _in_run_folder(file) else file)  # of a folder, it also checks that the file is of this run
+    module = load_backbone(file.parent if _in_run_folder(file) else file)  # of a folder, it also checks that the file is of this run
     module.to(device, dtype).to(memory_format=torch.channels_last)
     return module, int(weights.read(file)[1]["image_size"])
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twoviews import build
+from twoviews import build, distributed
 from twoviews.config import Config
 from twoviews.data.dataset import Dataset, stratified
 from twoviews.probes import cost, minibatch, protocols
@@ -74,7 +74,7 @@ def evaluate(
     _print_skipped(cfg, parts, probes, evaluation)
     modules = _modules(cfg, parts, of)
     if steps:
-        seconds = evaluation.predict_seconds(steps, modules[of]["h"])
+        seconds = distributed.on_first(lambda: evaluation.predict_seconds(steps, modules[of]["h"]))
         print(f"evaluating {len(steps)} {'probe' if len(steps) == 1 else 'probes'}: about {duration(seconds)} (predicted)", flush=True)
     rows: list[dict[str, Any]] = []
     for number, names in enumerate(steps):
@@ -163,9 +163,14 @@ class Evaluation:
         if names[0] in protocols.ON_IMAGES:
             wanted = features == "h" and module is not None and (kind != RANDOM or names[0] in protocols.TUNED)
             shares = protocols.SHARES.get(names[0], (1.0,))  # fine-tuned random weights show the effect of labels alone
-            return [one for share in shares for one in self.on_images(names[0], share, module)] if wanted and module is not None else []
+            if not wanted or module is None:
+                return []
+            return distributed.on_first(lambda: [one for share in shares for one in self.on_images(names[0], share, module)])
         if names[0] not in protocols.KNN:
-            return self.fitted(names[0], *self.features(kind, features, module)) if features == "h" else []
+            if features != "h":
+                return []
+            computed = self.features(kind, features, module)
+            return distributed.on_first(lambda: self.fitted(names[0], *computed))
         votes = [vote for vote in protocols.votes(names, features) if vote.k <= self.bank_rows()]
         if not votes:
             return []

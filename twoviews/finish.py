@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from twoviews import build, device, evaluation, inspection, runs
+from twoviews import build, device, distributed, evaluation, inspection, runs
 from twoviews.config import Config
 from twoviews.report import html
 from twoviews.report.text import accuracy_table, features_in_words
@@ -15,6 +15,8 @@ STATISTICS, REPORT = "statistics", "report"  # names of steps in the summary's l
 
 def finish(cfg: Config, parts: build.Parts, probes: tuple[str, ...], folder: runs.RunFolder, summary: dict[str, Any], began: float) -> None:
     """Evaluate a trained run, describe its features, and write its report; the summary is written after every probe and step.
+
+    With several processes, all evaluate; the first one does the rest.
 
     Args:
         cfg, parts: of the run.
@@ -56,23 +58,31 @@ def finish(cfg: Config, parts: build.Parts, probes: tuple[str, ...], folder: run
             print(features_in_words(summary["diagnostics"]))
 
     def report() -> None:
-        train = summary["train"]
-        beside = {"checks": train["probe_seconds"], "checkpoints": train["checkpoint_seconds"], "evaluation": summary["evaluation_seconds"]}
-        parts_of_it = "".join(f"{name} {seconds:.0f} s; " for name, seconds in beside.items() if seconds >= 0.5)
-        print(
-            f"\ntraining {train['seconds']:.0f} s at {train['views_per_s']:,.0f} views/s; {parts_of_it}"
-            f"everything {time.perf_counter() - began:.0f} s; {folder.path}"
-        )
+        print(f"\n{_times(summary)}everything {time.perf_counter() - began:.0f} s; {folder.path}")
         html.write(folder, parts.views, parts.dataset)
         left[REPORT] = []
 
     write()
-    steps: dict[str, Callable[[], None]] = {"the evaluation": evaluate, "the statistics of the features": describe, "the report": report}
-    failures = [failure for name, step in steps.items() if (failure := _guarded(name, step, write, cfg, folder, summary))]
-    if failures:
-        repeat = shlex.join(["twoviews", "pretrain", f"resume={folder.path}"])
-        rows = len(summary["evaluations"])
-        raise runs.StepFailed(f"{'; '.join(failures)}; the weights and {rows} accuracies are kept; to repeat this: {repeat}", folder.path)
+    failures = [_guarded("the evaluation", evaluate, write, cfg, folder, summary)]
+    rest = {"the statistics of the features": describe, "the report": report} if distributed.first() else {}
+    with distributed.alone():
+        failures += [_guarded(name, step, write, cfg, folder, summary) for name, step in rest.items()]
+    if any(failures):
+        kept = f"the weights and {len(summary['evaluations'])} accuracies are kept"
+        raise runs.StepFailed(f"{'; '.join(filter(None, failures))}; {kept}; to repeat this: {_again(folder)}", folder.path)
+
+
+def _times(summary: dict[str, Any]) -> str:
+    """Return how long the parts of a run took, each followed by a semicolon."""
+    train = summary["train"]
+    beside = {"checks": train["probe_seconds"], "checkpoints": train["checkpoint_seconds"], "evaluation": summary["evaluation_seconds"]}
+    others = "".join(f"{name} {seconds:.0f} s; " for name, seconds in beside.items() if seconds >= 0.5)
+    return f"training {train['seconds']:.0f} s at {train['views_per_s']:,.0f} views/s; {others}"
+
+
+def _again(folder: runs.RunFolder) -> str:
+    """Return the command that repeats what is unfinished."""
+    return f"{distributed.program()} pretrain {shlex.quote(f'resume={folder.path}')}"
 
 
 def _guarded(
@@ -84,10 +94,7 @@ def _guarded(
             step()
         write()
     except KeyboardInterrupt:
-        print(
-            f"\nstopped in {name}: the weights and {len(summary['evaluations'])} accuracies are kept; "
-            f"to continue: {shlex.join(['twoviews', 'pretrain', f'resume={folder.path}'])}"
-        )
+        print(f"\nstopped in {name}: the weights and {len(summary['evaluations'])} accuracies are kept; to continue: {_again(folder)}")
         raise
     except Exception as error:
         if cfg.debug:

@@ -1,6 +1,7 @@
 """Loss functions: pure functions, in float32 or better even under autocast; each is a mean over its anchors."""
 
 import contextlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,16 +18,25 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
-def nt_xent(z: Tensor, temperature: float, views: int = 2) -> Tensor:
-    """Return NT-Xent, the loss of SimCLR (Chen et al. 2020, eq. 1 and algorithm 1), as a mean over all V*N anchors.
+def of_one_process(z: Tensor, views: int) -> tuple[Tensor, int]:
+    """Return (z, 0): the batch is that of one process. See `nt_xent`."""
+    return z, 0
+
+
+def nt_xent(
+    z: Tensor, temperature: float, views: int = 2, *, gather: Callable[[Tensor, int], tuple[Tensor, int]] = of_one_process
+) -> Tensor:
+    """Return NT-Xent, the loss of SimCLR (Chen et al. 2020, eq. 1 and algorithm 1), as a mean over all V*n anchors.
 
     With more than two views each anchor has V - 1 positives. The loss then averages their log-probabilities, each against
     the anchor's negatives and all its positives (L_out of Khosla et al. 2020, eq. 2).
 
     Args:
-        z: (V*N, D) projections: view 1 of all images, then view 2, ... Rows i and i + N are a pair. Normalised here.
+        z: (V*n, D) projections: view 1 of all images, then view 2, ... Rows i and i + n are a pair. Normalised here.
         temperature: of the softmax, > 0.
         views: V >= 2.
+        gather: from z of unit length and V to the projections of a larger batch of N images, (V*N, D) in the same order, against
+            which the anchors z are compared, and the position of z's first image in it (`distributed.gather_views`).
 
     Returns:
         0-dim tensor in float32 (float64 for float64 input): bfloat16 logits have only 8 significant bits. Above
@@ -39,59 +49,65 @@ def nt_xent(z: Tensor, temperature: float, views: int = 2) -> Tensor:
         raise ValueError(f"nt_xent: expected (V*N, D), temperature > 0 and V >= 2, got {tuple(z.shape)}, {temperature}, {views}")
     with _without_autocast(z.device):
         z = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
-        rows, n = z.shape[0], z.shape[0] // views
-        if rows > TILED_FROM:
-            return _TiledNTXent.apply(z, temperature, views)  # type: ignore[no-any-return]
-        logits = z @ z.T / temperature  # (VN, VN)
+        keys, start = gather(z, views)
+        n, total = len(z) // views, len(keys) // views
+        own = (torch.arange(views, device=z.device)[:, None] * total + start + torch.arange(n, device=z.device)).flatten()  # (Vn,)
+        if len(z) * len(keys) > TILED_FROM**2:
+            return _TiledNTXent.apply(z, keys, own, temperature, views)  # type: ignore[no-any-return]
+        logits = z @ keys.T / temperature  # (Vn, VN)
         # important: -inf, not a large constant: no anchor is its own negative, at any temperature and precision
-        logits = logits.masked_fill(torch.eye(rows, dtype=torch.bool, device=z.device), float("-inf"))
+        logits = logits.masked_fill(own[:, None] == torch.arange(len(keys), device=z.device), float("-inf"))
         log_p = logits - logits.logsumexp(1, keepdim=True)
-        anchors = torch.arange(rows, device=z.device)
-        positives = torch.stack([(anchors + shift * n) % rows for shift in range(1, views)], 1)  # (VN, V-1)
-        return -log_p.gather(1, positives).mean()
+        return -log_p.gather(1, torch.stack(_positives(own, len(keys), views), 1)).mean()
 
 
 class _TiledNTXent(torch.autograd.Function):
     """The same loss for rows of unit length, in memory that is linear in the rows.
 
-    Logits are computed one tile of rows at a time and recomputed in the backward pass. Inf-CL (Cheng et al. 2024,
+    Logits are computed one tile of anchors at a time and recomputed in the backward pass. Inf-CL (Cheng et al. 2024,
     section 3) does the same and also splits the columns.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, temperature: float, views: int) -> Tensor:
-        n = len(z) // views
-        norm = torch.cat([_tile(z, start, temperature).logsumexp(1) for start in _starts(z)])  # (VN,)
-        positive = torch.stack([(z * z.roll(-shift * n, 0)).sum(1) for shift in range(1, views)]).mean(0) / temperature
-        ctx.save_for_backward(z, norm)
+    def forward(ctx: Any, z: Tensor, keys: Tensor, own: Tensor, temperature: float, views: int) -> Tensor:
+        norm = torch.cat([_tile(z, keys, own, start, temperature).logsumexp(1) for start in _starts(z, keys)])  # (Vn,)
+        positive = sum((z * keys[rows]).sum(1) for rows in _positives(own, len(keys), views)) / ((views - 1) * temperature)
+        ctx.save_for_backward(z, keys, own, norm)
         ctx.temperature, ctx.views = temperature, views
         return (norm - positive).mean()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        z, norm = ctx.saved_tensors
-        n = len(z) // ctx.views
-        # Each positive pair contributes twice: each of its rows is the other's positive.
-        out = torch.stack([z.roll(-shift * n, 0) for shift in range(1, ctx.views)]).mean(0).mul_(-2)
-        for start in _starts(z):
-            p = _tile(z, start, ctx.temperature)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z, keys, own, norm = ctx.saved_tensors
+        grad_z, grad_keys = torch.zeros_like(z), torch.zeros_like(keys)
+        share = 1 / (ctx.views - 1)
+        for positives in _positives(own, len(keys), ctx.views):
+            grad_z.sub_(keys[positives], alpha=share)
+            grad_keys.index_add_(0, positives, z, alpha=-share)
+        for start in _starts(z, keys):
+            p = _tile(z, keys, own, start, ctx.temperature)
             rows = slice(start, start + len(p))
-            p.sub_(norm[rows, None]).exp_()  # the softmax of these anchors; 0 on the diagonal
-            out[rows].addmm_(p, z)
-            out.addmm_(p.T, z[rows])
-        return out.mul_(grad / (len(z) * ctx.temperature)), None, None
+            p.sub_(norm[rows, None]).exp_()  # the softmax of these anchors; 0 for the anchor itself
+            grad_z[rows].addmm_(p, keys)
+            grad_keys.addmm_(p.T, z[rows])
+        scale = grad / (len(z) * ctx.temperature)
+        return grad_z.mul_(scale), grad_keys.mul_(scale), None, None, None
 
 
-def _starts(z: Tensor) -> range:
-    return range(0, len(z), max(1, TILE // len(z)))
+def _positives(own: Tensor, keys: int, views: int) -> list[Tensor]:
+    """Return for each other view the rows of the anchors' positives."""
+    return [(own + shift * (keys // views)) % keys for shift in range(1, views)]
 
 
-def _tile(z: Tensor, start: int, temperature: float) -> Tensor:
+def _starts(z: Tensor, keys: Tensor) -> range:
+    return range(0, len(z), max(1, TILE // len(keys)))
+
+
+def _tile(z: Tensor, keys: Tensor, own: Tensor, start: int, temperature: float) -> Tensor:
     """Return the logits of one tile of anchors against all rows, -inf against themselves."""
-    anchors = z[start : start + max(1, TILE // len(z))]
-    logits = (anchors @ z.T).div_(temperature)
-    own = torch.arange(len(anchors), device=z.device)
-    logits[own, own + start] = float("-inf")
+    rows = slice(start, start + max(1, TILE // len(keys)))
+    logits = (z[rows] @ keys.T).div_(temperature)
+    logits[torch.arange(len(logits), device=z.device), own[rows]] = float("-inf")
     return logits
 
 

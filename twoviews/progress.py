@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ def _bar() -> tuple[type[tqdm], dict[str, Any]]:
         if getattr(notebook, "IProgress", None) is not None:
             return notebook.tqdm, {}
         return tqdm, {"file": sys.stdout, "disable": False}  # standard error would be on a red background
-    return tqdm, {"file": sys.stderr, "disable": None if sys.stderr is not None else True}  # None: where it is no terminal
+    others = int(os.environ.get("RANK", "0")) > 0  # of several processes the first one shows the bar
+    return tqdm, {"file": sys.stderr, "disable": True if others or sys.stderr is None else None}  # None: where it is no terminal
 
 
 class Progress:

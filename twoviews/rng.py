@@ -14,28 +14,32 @@ from torch import Tensor
 PROBE_ORDER = 1 << 32
 
 
-def _words(seed: int, step: int, stream: int, count: int) -> np.ndarray:
-    key, counter = np.array([seed, step], np.uint64), np.array([0, 0, 0, stream], np.uint64)
-    return np.random.Philox(key=key, counter=counter).random_raw(count)
+def _words(seed: int, step: int, stream: int, count: int, start: int = 0) -> np.ndarray:
+    blocks, skipped = divmod(start, 4)  # each value of the counter gives four words
+    key, counter = np.array([seed, step], np.uint64), np.array([blocks, 0, 0, stream], np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(skipped + count)[skipped:]
 
 
-def philox(seed: int, step: int, stream: int, count: int) -> np.ndarray:
+def philox(seed: int, step: int, stream: int, count: int, start: int = 0) -> np.ndarray:
     """Return random 32-bit words as a pure function of (seed, step, stream).
 
     Args:
         seed, step: the two 64-bit words of the key, >= 0.
         stream: the index of one of the independent sequences of this key.
         count: number of words.
+        start: position of the first word in the sequence; those before it take no time.
 
     Returns:
         (count,) uint32.
     """
-    return _words(seed, step, stream, (count + 1) // 2).view(np.uint32)[:count]
+    first = start // 2
+    words = _words(seed, step, stream, (start + count + 1) // 2 - first, first).view(np.uint32)
+    return words[start - 2 * first :][:count]
 
 
-def uniform(seed: int, step: int, stream: int, count: int) -> np.ndarray:
+def uniform(seed: int, step: int, stream: int, count: int, start: int = 0) -> np.ndarray:
     """Return uniform numbers in [0, 1), multiples of 2^-24: (count,) float32. Args: as `philox`."""
-    return (philox(seed, step, stream, count) >> 8).astype(np.float32) * np.float32(2**-24)
+    return (philox(seed, step, stream, count, start) >> 8).astype(np.float32) * np.float32(2**-24)
 
 
 def permutation(seed: int, epoch: int, n: int) -> Tensor:

@@ -13,23 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twoviews import device, optim, runs
-from twoviews.build import Parts, backbone_bytes, compile_forward, make_views
+from twoviews import device, distributed, optim, runs
+from twoviews.build import Parts, backbone_bytes, make_forward, make_views
 from twoviews.config import Config
-from twoviews.data.dataset import batch_rows, stratified
-from twoviews.distributed import StopFlag
+from twoviews.data.dataset import batch_rows
+from twoviews.distributed import Agreement, StopFlag
 from twoviews.methods.base import Method
-from twoviews.probes.diagnostics import SPREAD_FLOOR, rankme, spread
-from twoviews.probes.knn import knn
+from twoviews.monitor import monitor
 from twoviews.profiling import Trace, peak_flops, step_flops
 from twoviews.progress import Clock, Progress, duration
 from twoviews.runs import checkpoint
 
 READ_EVERY = 50  # steps between two reads of the losses: each read waits for the device
 PREDICT_AT = 20  # steps after which the total time is predicted
-MONITOR_BANK, MONITOR_K = 10_000, 10  # kNN while training: training images only
 REPLAY_LOSSES = 100  # losses kept in replay.json
-MONITOR_Z = 2000  # images whose projections show a collapse
 
 OnStep = Callable[[int, dict[str, Any]], bool | None]
 
@@ -49,19 +46,18 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None =
         FloatingPointError: if a loss or a weight is not finite. The last checkpoint stays, and `replay.json` says how to
             reproduce the step.
     """
-    method, machine, optimizer, views = parts.method, parts.machine, parts.optimizer, parts.views
+    method, machine, optimizer = parts.method, parts.machine, parts.optimizer
     plan = Plan(cfg, parts)
-    to_views, forward = make_views(machine, views), compile_forward(machine, method, cfg.batch_size)
     start, clock = _restore(run, parts, plan.last)
-    log = StepLog(run, plan, clock, step_flops(method, plan.view_shapes, labels=method.uses_labels))
-    tracing = Trace(run.path / runs.TRACE if cfg.profile else None)
+    to_views, forward = make_views(machine, parts.views), make_forward(machine, method, cfg.batch_size // distributed.size())
+    log, tracing = StepLog(run, plan, clock), Trace(run.path / runs.TRACE if cfg.profile else None)
     method.train()
-    with StopFlag() as stop, tracing as trace, Progress("train", plan.last, "views", start=start, scale=plan.views_per_step) as bar:
+    showing = Progress("train", plan.last, "views", start=start, scale=plan.views_per_step)
+    with StopFlag() as stop, Agreement() as agree, tracing as trace, showing as bar:
         clock.start()
         for step in range(start, plan.last):
             progress = device.send(torch.tensor(step / plan.steps), machine.device)
-            rows = device.send(batch_rows(cfg.seed, step, len(parts.images), cfg.batch_size, drop_last=cfg.drop_last), machine.device)
-            u = device.send(views.draw(cfg.seed, step, len(rows)), machine.device, machine.dtype)
+            rows, u, batch_size = _batch(cfg, parts, step)
             with machine.autocast():
                 loss, extras = forward(to_views(parts.images[rows], u), None if parts.labels is None else parts.labels[rows], progress)
             loss.backward()
@@ -69,15 +65,18 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None =
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             method.after_step(progress)
+            distributed.average_running_statistics(method)
 
             done = step + 1
-            log.add(step, loss, extras, rate, batch_size=len(rows))
+            log.add(step, loss, extras, rate, batch_size=batch_size)
             bar.add()
             trace.step()
             # important: read the flag once per step. A signal that arrives below, in a probe or a save, is handled in the next step.
-            stopping = stop.signal is not None or (on_step is not None and bool(on_step(done, log.latest)))
+            asked = on_step is not None and bool(on_step(done, log.latest))
+            signal, asks, late = agree(stop.signal or 0, asked, clock.since_save() >= plan.apart)
+            stopping = bool(signal or asks)
             probing, keeping = plan.due(done, "probe_every"), plan.due(done, "log_interval")
-            saving = stopping or plan.saves(done, clock)
+            saving = stopping or done == plan.last or (bool(late) and plan.due(done, "checkpoint_every"))
             if done - start == PREDICT_AT:
                 _predict(bar, clock, plan, plan.last - done)
             if len(log.rows) >= READ_EVERY or probing or keeping or saving:
@@ -86,13 +85,20 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None =
                 bar.add(0, log.status())
                 with clock.counting("probes"):
                     log.write(monitor(parts, bar, done) if probing else {})
-                with clock.counting("checkpoints"):
-                    _save(cfg, run, parts, clock, done, keeping=keeping, saving=saving)
+                _save(cfg, run, parts, clock, done, keeping=keeping, saving=saving)
                 clock.start()
             if stopping:
-                bar.line(f"stopped at step {done} of {plan.last}, checkpoint saved; to continue: twoviews pretrain resume={run.path}")
-                return stop.exit_code, {}
-    return 0, _summary(run, plan, clock, machine)
+                bar.line(_stopped(run, done, plan.last))
+                return 128 + signal if signal else 0, {}
+    return 0, distributed.on_first(lambda: _summary(run, plan, clock, machine))
+
+
+def _batch(cfg: Config, parts: Parts, step: int) -> tuple[Tensor, Tensor, int]:
+    """Return this process's part of a step's batch: rows of the images, and random numbers for their views; and the whole batch's size."""
+    batch = batch_rows(cfg.seed, step, len(parts.images), cfg.batch_size, drop_last=cfg.drop_last)
+    own = distributed.rows(len(batch))
+    u = parts.views.draw(cfg.seed, step, own.stop - own.start, own.start)
+    return device.send(batch[own], parts.machine.device), device.send(u, parts.machine.device, parts.machine.dtype), len(batch)
 
 
 class Plan:
@@ -109,17 +115,15 @@ class Plan:
         images = cfg.batch_size if cfg.drop_last else len(parts.images) / parts.steps_per_epoch  # the mean, if the last batch is smaller
         self.views_per_step = images * len(parts.views.sizes)
         self.view_shapes = [(cfg.batch_size, parts.images.shape[1], size, size) for size in parts.views.sizes]
-        self.peak_flops = peak_flops(parts.machine.device, parts.machine.precision)
+        with distributed.alone():
+            self.flops = step_flops(parts.method, self.view_shapes, labels=parts.method.uses_labels)  # of the whole batch
+        peak = peak_flops(parts.machine.device, parts.machine.precision)
+        self.peak_flops = peak and peak * distributed.size()
 
     def due(self, done: int, key: str) -> bool:
         """Return whether the action of this key, whose value is in epochs, follows step number `done`."""
         epochs = self.cfg[key]
         return bool(epochs) and done % max(1, round(epochs * self.steps_per_epoch)) == 0
-
-    def saves(self, done: int, clock: Clock) -> bool:
-        """Return whether a checkpoint follows step number `done`."""
-        due = self.due(done, "checkpoint_every")
-        return done == self.last or bool(due and clock.since_save() >= self.apart)
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer, step: int) -> float:
         """Set and return the learning rate of a step; groups with `constant_lr` keep the peak rate."""
@@ -145,7 +149,6 @@ class StepLog:
     run: runs.RunFolder
     plan: Plan
     clock: Clock
-    flops: int | None  # of a full step
     rows: list[dict[str, Any]] = field(default_factory=list)
     latest: dict[str, Any] = field(default_factory=dict)  # the row that was written last
     batch_sizes: set[int] = field(default_factory=set)  # the first step of each size may compile
@@ -166,9 +169,9 @@ class StepLog:
         Raises:
             FloatingPointError: if a loss or a weight is not finite.
         """
-        for name in {key for row in self.rows for key, value in row.items() if isinstance(value, Tensor)}:
+        for name in sorted({key for row in self.rows for key, value in row.items() if isinstance(value, Tensor)}):
             rows = [row for row in self.rows if isinstance(row.get(name), Tensor)]
-            for row, value in zip(rows, torch.stack([row[name] for row in rows]).tolist(), strict=True):
+            for row, value in zip(rows, distributed.mean(torch.stack([row[name] for row in rows])).tolist(), strict=True):
                 row[name] = value
         bad = next((i for i, row in enumerate(self.rows) if not math.isfinite(row["loss"])), None)
         if bad is None and method is not None:
@@ -186,8 +189,8 @@ class StepLog:
         """Append the rows to the file; speed and probe results join the last one."""
         views, clock = self.plan.views_per_step, self.clock
         self.rows[-1].update(views_per_s=round(clock.rate(views), 1), seconds=round(clock.total, 3))
-        if self.flops is not None:
-            per_view = self.flops / (self.plan.cfg.batch_size * len(self.plan.view_shapes))
+        if self.plan.flops is not None:
+            per_view = self.plan.flops / (self.plan.cfg.batch_size * len(self.plan.view_shapes))
             achieved, peak = per_view * clock.rate(views), self.plan.peak_flops
             self.rows[-1].update({"tflops": round(achieved / 1e12, 4)} | ({"mfu": round(achieved / peak, 4)} if peak else {}))
         self.rows[-1].update(probes)
@@ -199,10 +202,10 @@ class StepLog:
 def _restore(run: runs.RunFolder, parts: Parts, last: int) -> tuple[int, Clock]:
     """Load the folder's checkpoint into the parts, if there is one, and cut the metrics back to it."""
     clock = Clock()
-    if not (run.path / runs.LAST).exists() and not (run.path / runs.PREVIOUS).exists():
+    state = distributed.on_first(lambda: _load(run))
+    if not state:
         run.truncate_metrics(0)
         return 0, clock
-    state = checkpoint.load(run.path, run.identity)
     if state["step"] > last:
         raise ValueError(f"max_steps={last}: {run.path} has run {state['step']} steps already: choose at least that, or leave it out")
     parts.method.load_state_dict(state["method"])
@@ -213,13 +216,22 @@ def _restore(run: runs.RunFolder, parts: Parts, last: int) -> tuple[int, Clock]:
     return state["step"], clock
 
 
+def _load(run: runs.RunFolder) -> dict[str, Any]:
+    """Return the state in the folder's checkpoint; {} if it has none."""
+    found = any((run.path / name).exists() for name in (runs.LAST, runs.PREVIOUS))
+    return checkpoint.load(run.path, run.identity) if found else {}
+
+
 def _save(cfg: Config, run: runs.RunFolder, parts: Parts, clock: Clock, done: int, *, keeping: bool, saving: bool) -> None:
-    if keeping:  # before the checkpoint: a run that is killed between the two repeats this step
-        run.write(f"epoch-{done // parts.steps_per_epoch}.safetensors", backbone_bytes(cfg, parts, run.identity))
-    if saving:
-        state = {"step": done, "run": run.identity, "clock": clock.state()}
-        checkpoint.save(run.path, state | {"method": parts.method.state_dict(), "optimizer": parts.optimizer.state_dict()})
-        clock.saved()
+    """Write a copy of the backbone, a checkpoint, both or nothing: the first process does."""
+    with clock.counting("checkpoints"):
+        if keeping and run.writes:  # before the checkpoint: a run that is killed between the two repeats this step
+            run.write(f"epoch-{done // parts.steps_per_epoch}.safetensors", backbone_bytes(cfg, parts, run.identity))
+        if saving and run.writes:
+            state = {"step": done, "run": run.identity, "clock": clock.state()}
+            checkpoint.save(run.path, state | {"method": parts.method.state_dict(), "optimizer": parts.optimizer.state_dict()})
+        if saving:
+            clock.saved()
 
 
 def _diverged(run: runs.RunFolder, cfg: Config, rows: list[dict[str, Any]], bad: int) -> FloatingPointError:
@@ -235,7 +247,7 @@ def _diverged(run: runs.RunFolder, cfg: Config, rows: list[dict[str, Any]], bad:
         "loss": str(row["loss"]),
         "learning_rate": row["lr"],
         "losses_before": [before["loss"] for before in runs.read_metrics(run.path)[-REPLAY_LOSSES:]],
-        "command": shlex.join(["twoviews", "pretrain", f"resume={run.path}", f"max_steps={row['step'] + 1}"]),
+        "command": f"{distributed.program()} " + shlex.join(["pretrain", f"resume={run.path}", f"max_steps={row['step'] + 1}"]),
     }
     run.write(runs.REPLAY, replay)
     problem = f"loss {row['loss']}" if not math.isfinite(row["loss"]) else f"loss {row['loss']:.4g} and weights that are not finite"
@@ -245,29 +257,9 @@ def _diverged(run: runs.RunFolder, cfg: Config, rows: list[dict[str, Any]], bad:
     )
 
 
-def monitor(parts: Parts, bar: Progress, done: int) -> dict[str, float]:
-    """Evaluate kNN on training images alone, and check for a collapse; print one line and return the values."""
-    train_images, train_labels = parts.dataset.split("train")
-    val_images, val_labels = parts.dataset.split("val")
-    modules = parts.method.modules_to_probe()
-    # important: a stratified bank, not the first rows: an image folder is sorted by class
-    rows = torch.from_numpy(stratified(train_labels.numpy(), min(MONITOR_BANK, len(train_labels)), seed=0))
-    bank = parts.embed(modules["h"], train_images[rows], "probe")
-    queries = parts.embed(modules["h"], val_images, "probe")
-    z = parts.embed(modules.get("z", modules["h"]), parts.sample(MONITOR_Z), "probe")
-    k = min(MONITOR_K, len(bank))
-    z_spread, rank = spread(z), rankme(z)
-    values = {"z_spread": z_spread, "z_rankme": rank}
-    text = f"epoch {done / parts.steps_per_epoch:.1f}: "
-    if len(parts.dataset.classes) > 1:
-        accuracy = knn(bank, train_labels[rows], queries, val_labels, ks=[k])[k]
-        values = {f"val_knn{k}": accuracy, **values}
-        learned = parts.labels is not None and len(parts.images) > len(train_labels)
-        text += f"kNN-{k} on val{' (whose labels are trained on)' if learned else ''} {100 * accuracy:.1f} %, "
-    bar.line(f"{text}spread of z {z_spread:.2f}, RankMe {rank:.0f}")
-    if z_spread < SPREAD_FLOOR or rank < 2:
-        bar.line(f"warning: z is collapsing: spread {z_spread:.2f} (healthy: 1), RankMe {rank:.1f} of {z.shape[1]}")
-    return values
+def _stopped(run: runs.RunFolder, done: int, last: int) -> str:
+    """Return what a stopped run prints."""
+    return f"stopped at step {done} of {last}, checkpoint saved; to continue: {distributed.program()} pretrain resume={run.path}"
 
 
 def _predict(bar: Progress, clock: Clock, plan: Plan, left: int) -> None:

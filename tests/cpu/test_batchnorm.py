@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from twoviews import device
 from twoviews.cpu import batchnorm
 from twoviews.cpu.resnet import batchnorm_add_relu
-from twoviews.models.momentum import SplitBatchNorm
+from twoviews.models.batchnorm import SplitBatchNorm
 
 ROUNDING = 2.0**-8  # the largest relative error of one rounding to bfloat16
 

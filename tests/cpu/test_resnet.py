@@ -16,7 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from twoviews import device
 from twoviews.cpu import batchnorm, resnet
 from twoviews.cpu.resnet import FAST, convolve, use_fast_path
-from twoviews.models.momentum import split_batchnorm
+from twoviews.models.batchnorm import split_batchnorm
 from twoviews.models.resnet import build_backbone
 
 AMX = torch.cpu._is_amx_tile_supported()  # of this processor, whatever the fixture `amx` says

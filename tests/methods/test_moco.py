@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from twoviews.losses import info_nce
 from twoviews.methods.moco import MoCo
-from twoviews.models.momentum import SplitBatchNorm
+from twoviews.models.batchnorm import SplitBatchNorm
 
 
 def moco(**changes: object) -> MoCo:

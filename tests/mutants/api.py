@@ -12,7 +12,7 @@ MUTANTS = [
     ),
     Mutant(
         "signal handlers outside the main thread",
-        "distributed.py",
+        "distributed/stop.py",
         "for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():",
         "for number in SIGNALS:",
         "test_another_thread_trains_without_signal_handlers",

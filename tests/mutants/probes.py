@@ -142,7 +142,7 @@ MUTANTS = [
     ),
     Mutant(
         "the check during training reads the test set",
-        "train.py",
+        "monitor.py",
         'parts.dataset.split("val")',
         'parts.dataset.split("test")',
         "test_with_train_on_train_the_test_set_stays_untouched",

@@ -10,8 +10,8 @@ MUTANTS = [
     Mutant(
         "every step sees the views of step 0",
         "train.py",
-        "views.draw(cfg.seed, step, len(rows))",
-        "views.draw(cfg.seed, 0, len(rows))",
+        "views.draw(cfg.seed, step, own.stop",
+        "views.draw(cfg.seed, 0, own.stop",
         "test_r5_losses_are_the_stored_ones[simclr]",
     ),
     Mutant(
@@ -42,7 +42,7 @@ MUTANTS = [
     Mutant("a resumed step is repeated", "train.py", 'return state["step"], clock', 'return state["step"] - 1, clock', R1),
     Mutant(
         "a signal during a save is lost",
-        "distributed.py",
+        "distributed/stop.py",
         "        self.signal = number\n",
         "        self.signal = None\n",
         "test_s1_a_signal_in_any_step_leaves_a_checkpoint_of_that_step",
@@ -60,20 +60,20 @@ MUTANTS = [
     Mutant(
         "weights beside the summary of others",
         "commands/pretrain.py",
-        """before["train"]["steps"] != trained["steps"]:""",
+        """before["train"]["steps"] != steps:""",
         "False:",
         "test_a_summary_is_never_beside_the_weights_of_another_step",
     ),
     Mutant(
         "a second interrupt ends as a success",
-        "distributed.py",
+        "distributed/stop.py",
         "raise KeyboardInterrupt  # not os._exit",
         "__import__('os')._exit(0)  # not os._exit",
         "test_s2_a_second_interrupt_does_not_wait_for_the_step",
     ),
     Mutant(
         "a run under nohup ends with its terminal",
-        "distributed.py",
+        "distributed/stop.py",
         "if before is None or (number == signal.SIGHUP and before is signal.SIG_IGN):",
         "if before is None:",
         "test_s1_a_run_under_nohup_outlives_its_terminal",
@@ -109,14 +109,14 @@ MUTANTS = [
     Mutant(
         "resumed on other data",
         "commands/pretrain.py",
-        "            runs.check_data(path, parts.dataset.digest)\n",
+        "    runs.check_data(path, parts.dataset.digest)\n",
         "",
         "commands/test_resume.py::test_changed_data_are_refused",
     ),
     # messages
     Mutant(
         "a collapse is not reported",
-        "train.py",
+        "monitor.py",
         "if z_spread < SPREAD_FLOOR or rank < 2:",
         "if False:",
         "test_a_collapse_is_reported_while_it_happens",
@@ -124,7 +124,7 @@ MUTANTS = [
     Mutant(
         "checkpoints as often as epochs",
         "train.py",
-        "clock.since_save() >= self.apart",
+        "clock.since_save() >= plan.apart",
         "True",
         "test_checkpoints_are_at_least_so_many_seconds_apart_and_the_last_step_is_saved",
     ),

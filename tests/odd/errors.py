@@ -19,7 +19,7 @@ import tiny as small
 import torch
 
 from odd.odd import SIZE, WORDS, Odd
-from twoviews import build, config, runs
+from twoviews import build, config, pretrained, runs
 from twoviews.cli import main, script
 from twoviews.config import files
 from twoviews.config.schema import CONFIG_DIR, RULES
@@ -229,11 +229,11 @@ def a_run_continues_without_a_word_about_the_same_version_of_torch(odd: Odd) -> 
 
 
 def init_takes_a_file_a_run_its_name_and_a_bundled_model(odd: Odd) -> None:
-    bundled = next(iter(build.BUNDLED))
+    bundled = next(iter(pretrained.BUNDLED))
     path = runs.create(odd.runs, "a", "seed: 0\n")
     for value, expected in (
-        (bundled, build.BUNDLED[bundled]),
-        (str(build.BUNDLED[bundled]), build.BUNDLED[bundled]),
+        (bundled, pretrained.BUNDLED[bundled]),
+        (str(pretrained.BUNDLED[bundled]), pretrained.BUNDLED[bundled]),
         (str(path), path / runs.BACKBONE),
         (path.name, odd.runs / path.name / runs.BACKBONE),
     ):
@@ -242,6 +242,6 @@ def init_takes_a_file_a_run_its_name_and_a_bundled_model(odd: Odd) -> None:
     code, _, said = odd.run("pretrain", "init=nowhere")
     assert code == 2
     assert (
-        f"init=nowhere: no such run folder, weights file or bundled model ({', '.join(build.BUNDLED)}); {odd.runs} holds {path.name}"
+        f"init=nowhere: no such run folder, weights file or bundled model ({', '.join(pretrained.BUNDLED)}); {odd.runs} holds {path.name}"
         in said
     )

@@ -10,7 +10,7 @@ from probe_helpers import FIT, SGD, order, some_images, trained_net, view_option
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twoviews.models.momentum import SplitBatchNorm, split_batchnorm
+from twoviews.models.batchnorm import SplitBatchNorm, split_batchnorm
 from twoviews.probes.finetune import finetune
 from twoviews.probes.minibatch import fit
 

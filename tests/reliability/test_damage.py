@@ -13,7 +13,7 @@ import pytest
 import tiny as small
 from PIL import Image
 
-from twoviews import build, runs
+from twoviews import pretrained, runs
 from twoviews.cli import main
 from twoviews.data import folder as trees
 from twoviews.runs import checkpoint, weights
@@ -82,7 +82,7 @@ def use(path: Path) -> dict[str, Any]:
         "manifest": runs.read_json(path, runs.MANIFEST),
         "summary": runs.read_json(path, runs.SUMMARY),
         "metrics": runs.read_metrics(path),
-        "backbone": [x.numpy().tobytes() for x in build.load_backbone(path).state_dict().values()],
+        "backbone": [x.numpy().tobytes() for x in pretrained.load_backbone(path).state_dict().values()],
         "epoch": weights.check(runs.epoch_file(path, 1), runs.identity(path)),
         "step": checkpoint.load(path, runs.identity(path))["step"],
     }

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from twoviews import build, device, runs
+from twoviews import build, device, distributed, runs
 from twoviews.config import Config
 from twoviews.config.schema import keys
 from twoviews.data.arrays import Arrays
@@ -43,36 +43,43 @@ def run_evaluate(cfg: Config, data: Arrays | None = None) -> list[dict[str, Any]
         raise ValueError(f"load_epoch={cfg.load_epoch}: an epoch's file has no projector, and {cfg.probes} uses z: leave one out")
     if cfg.transfer and cfg.table:
         raise ValueError(f"table={cfg.table}: shows the run's own data, transfer={cfg.transfer} evaluates other data: leave one out")
-    path, stored = _find(cfg)
-    of, file = "trained", path / runs.BACKBONE
-    if cfg.load_epoch is not None:
-        of, file = f"epoch_{cfg.load_epoch}", runs.epoch_file(path, cfg.load_epoch)
-    with runs.RunFolder(path) as folder:
-        summary = runs.read_json(path, runs.SUMMARY)
-        if not summary:
-            raise ValueError(f"run={path}: not finished: to finish it: twoviews pretrain resume={path}")
-        weights.check(file, folder.identity)
-        run_cfg = _run_config(cfg, stored, file)
-        parts = build.build(run_cfg, data)
-        runs.check_data(path, parts.dataset.digest)
-        if protocols.votes(probes, "z"):
-            _load_projector(folder, summary, parts)
-        dataset = _other_data(cfg, run_cfg, parts) if cfg.transfer else parts.dataset
-        store = _Store(folder, summary, probes, on=dataset.title if cfg.transfer else None)
-        seed = stored["seed"] if cfg.seed is None else cfg.seed
-        advice = f": nothing of {path} is lost: evaluate fewer probes at once, with probes="
-        with device.naming_memory(advice), store.telling_what_is_kept():
-            evaluate(run_cfg, parts, probes, data=dataset, of=of, seed=seed, max_steps=cfg.max_steps, store=store)
-    rows = store.rows
-    if rows:
-        print(accuracy_table({**summary, "evaluations": rows if cfg.load_epoch is not None else summary["evaluations"]}))
-    if cfg.table:
-        new = {**summary, "evaluations": [{**r, "of": "trained"} for r in rows if r["of"] == of]}
+    with distributed.group(cfg.wait_seconds):
+        path, stored = distributed.on_first(lambda: _find(cfg))
+        of, file = "trained", path / runs.BACKBONE
         if cfg.load_epoch is not None:
-            train = _train_until(path, summary["train"], cfg.load_epoch * parts.steps_per_epoch, parts.steps_per_epoch)
-            new |= {"epochs": cfg.load_epoch, "train": train}
-        print(f"\n{formats.markdown(tables.TABLES[cfg.table]([(new, stored)]))}")
+            of, file = f"epoch_{cfg.load_epoch}", runs.epoch_file(path, cfg.load_epoch)
+        with runs.RunFolder(path, writes=distributed.first()) as folder:
+            summary = distributed.on_first(lambda: _summary(folder, file))
+            run_cfg = _run_config(cfg, stored, file)
+            parts = build.build(run_cfg, data)
+            distributed.on_first(lambda: runs.check_data(path, parts.dataset.digest))
+            if protocols.votes(probes, "z"):
+                parts.method.load_state_dict(distributed.on_first(lambda: _method_state(folder, summary)))
+            dataset = _other_data(cfg, run_cfg, parts) if cfg.transfer else parts.dataset
+            store = _Store(folder, summary, probes, on=dataset.title if cfg.transfer else None)
+            seed = stored["seed"] if cfg.seed is None else cfg.seed
+            advice = f": nothing of {path} is lost: evaluate fewer probes at once, with probes="
+            with device.naming_memory(advice), store.telling_what_is_kept():
+                evaluate(run_cfg, parts, probes, data=dataset, of=of, seed=seed, max_steps=cfg.max_steps, store=store)
+        rows = store.rows
+        if rows:
+            print(accuracy_table({**summary, "evaluations": rows if cfg.load_epoch is not None else summary["evaluations"]}))
+        if cfg.table and distributed.first():
+            new = {**summary, "evaluations": [{**r, "of": "trained"} for r in rows if r["of"] == of]}
+            if cfg.load_epoch is not None:
+                train = _train_until(path, summary["train"], cfg.load_epoch * parts.steps_per_epoch, parts.steps_per_epoch)
+                new |= {"epochs": cfg.load_epoch, "train": train}
+            print(f"\n{formats.markdown(tables.TABLES[cfg.table]([(new, stored)]))}")
     return rows
+
+
+def _summary(folder: runs.RunFolder, file: Path) -> dict[str, Any]:
+    """Return the summary of a finished run whose weights in `file` are its own."""
+    summary = runs.read_json(folder.path, runs.SUMMARY)
+    if not summary:
+        raise ValueError(f"run={folder.path}: not finished: to finish it: twoviews pretrain resume={folder.path}")
+    weights.check(file, folder.identity)
+    return summary
 
 
 class _Store:
@@ -148,15 +155,15 @@ def _run_config(cfg: Config, stored: dict[str, Any], file: Path) -> Config:
     return Config({**cfg, **stored, **here, "data_dir": data_dir, "init": str(file)})
 
 
-def _load_projector(folder: runs.RunFolder, summary: dict[str, Any], parts: build.Parts) -> None:
-    """Load the whole method from the checkpoint, the only file with the projector's weights."""
+def _method_state(folder: runs.RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of the whole method from the checkpoint, the only file with the projector's weights."""
     state = checkpoint.load(folder.path, folder.identity)
     if state["step"] != summary["train"]["steps"]:
         raise ValueError(
             f"run={folder.path}: its checkpoint is at step {state['step']}, its summary at step {summary['train']['steps']}: "
             f"to finish it: twoviews pretrain resume={folder.path}"
         )
-    parts.method.load_state_dict(state["method"])
+    return state["method"]  # type: ignore[no-any-return]
 
 
 def _train_until(path: Path, train: dict[str, Any], steps: int, steps_per_epoch: int) -> dict[str, Any]:

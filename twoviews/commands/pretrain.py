@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
-from twoviews import build, config, device, evaluation, runs, train
+from twoviews import build, config, device, distributed, evaluation, runs, train
 from twoviews.config import Config
 from twoviews.config.schema import RULES, keys
 from twoviews.data.arrays import Arrays
 from twoviews.finish import finish
+from twoviews.images.names import plural
 from twoviews.methods import METHODS
 from twoviews.models.resnet import has_imagenet_stem
 from twoviews.probes import protocols
@@ -41,37 +42,30 @@ def run_pretrain(cfg: Config, *, data: Arrays | None = None, on_step: train.OnSt
         runs.StepFailed: if a step after training failed.
     """
     began = time.perf_counter()
-    name = f"{cfg.recipe}-{cfg.dataset}-{cfg.backbone}"
-    existing = _existing(cfg, name)
-    if existing is not None:
-        print(f"run_id={cfg.run_id}: continuing {existing}")
-        given, cfg = cfg.given, Config({**cfg, "resume": str(existing)})
-        cfg.given = given
-    with contextlib.ExitStack() as stack:
+    with distributed.group(cfg.wait_seconds), contextlib.ExitStack() as stack:
+        processes = distributed.size()
+        cfg = distributed.on_first(lambda: _continuing(cfg))
         if cfg.resume:
-            runs_dir = Path(cfg.runs_dir)
-            path = runs.newest_unfinished(runs_dir) if cfg.resume == "latest" else runs.find(cfg.resume, runs_dir)
-            folder = stack.enter_context(runs.RunFolder(path))  # before the data are read: a second process stops at once
-            cfg = _resumed(cfg, path)
+            path = distributed.on_first(lambda: _resumable(cfg))
+            folder = stack.enter_context(runs.RunFolder(path, writes=distributed.first()))  # a second command stops at once
+            cfg = distributed.on_first(lambda: _resumed(cfg, path, processes))
             probes = protocols.parse(cfg.probes, cfg.solver)
             parts = build.build(cfg, data)
-            runs.check_data(path, parts.dataset.digest)
-            _check_backends(path, parts)
+            distributed.on_first(lambda: _check_machine_and_data(path, parts))
             evaluation.check(cfg, probes, parts.dataset)
         else:
             probes = protocols.parse(cfg.probes, cfg.solver)
             parts = build.build(cfg, data)  # before the folder: a refused command leaves nothing behind
             evaluation.check(cfg, probes, parts.dataset)
-            text = yaml.safe_dump(config.stored(cfg), sort_keys=False)
-            path = runs.create(Path(cfg.runs_dir), name, text, cfg.run_id, parts.dataset.digest)
-            folder = stack.enter_context(runs.RunFolder(path))
+            path = distributed.on_first(lambda: _created(cfg, parts))
+            folder = stack.enter_context(runs.RunFolder(path, writes=distributed.first()))
             folder.write(runs.MANIFEST, _manifest(cfg, parts))
         _print_header(cfg, parts, path)
         with device.naming_memory(_memory_advice(cfg, path)):
             code, trained = train.fit(cfg, parts, folder, on_step)
         if trained:
             summary = _finish(cfg, parts, probes, folder, trained, began)
-            if cfg.table:
+            if cfg.table and distributed.first():
                 print(f"\n{formats.markdown(tables.TABLES[cfg.table]([(summary, cfg)]))}")
         return path, code
 
@@ -80,10 +74,7 @@ def _finish(
     cfg: Config, parts: build.Parts, probes: tuple[str, ...], folder: runs.RunFolder, trained: dict[str, Any], began: float
 ) -> dict[str, Any]:
     """Write the weights, then evaluate and report; return the summary. A run whose training was finished before keeps its rows."""
-    before = runs.read_json(folder.path, runs.SUMMARY)
-    if before and before["train"]["steps"] != trained["steps"]:
-        before = {}
-        (folder.path / runs.SUMMARY).unlink()  # important: it describes other weights than those that follow
+    before = distributed.on_first(lambda: _earlier_summary(folder, trained["steps"]))
     folder.write(runs.BACKBONE, build.backbone_bytes(cfg, parts, folder.identity))
     if (left := before.get("unfinished")) and "probes" not in cfg.given:
         probes = tuple(name for name in probes if name in left)
@@ -110,13 +101,50 @@ def _finish(
     return summary
 
 
-def _existing(cfg: Config, name: str) -> Path | None:
+def _earlier_summary(folder: runs.RunFolder, steps: int) -> dict[str, Any]:
+    """Return the summary of the same weights, whose rows stay, or {}; one of other weights is removed."""
+    before = runs.read_json(folder.path, runs.SUMMARY)
+    if before and before["train"]["steps"] != steps:
+        (folder.path / runs.SUMMARY).unlink()  # important: it describes other weights than those that follow
+        return {}
+    return before
+
+
+def _name(cfg: Config) -> str:
+    """Return the first part of the run folder's name."""
+    return f"{cfg.recipe}-{cfg.dataset}-{cfg.backbone}"
+
+
+def _created(cfg: Config, parts: build.Parts) -> Path:
+    """Create the run's folder with its configuration."""
+    text = yaml.safe_dump(config.stored(cfg), sort_keys=False)
+    return runs.create(Path(cfg.runs_dir), _name(cfg), text, cfg.run_id, parts.dataset.digest)
+
+
+def _resumable(cfg: Config) -> Path:
+    """Return the folder of the run to resume."""
+    runs_dir = Path(cfg.runs_dir)
+    return runs.newest_unfinished(runs_dir) if cfg.resume == "latest" else runs.find(cfg.resume, runs_dir)
+
+
+def _continuing(cfg: Config) -> Config:
+    """Return the configuration; if a run with this `run_id` exists, the one that resumes it."""
+    existing = _existing(cfg)
+    if existing is None:
+        return cfg
+    print(f"run_id={cfg.run_id}: continuing {existing}")
+    resuming = Config({**cfg, "resume": str(existing)})
+    resuming.given = cfg.given
+    return resuming
+
+
+def _existing(cfg: Config) -> Path | None:
     """Return the run with this `run_id` if it reached its first step; one that did not is removed and started again."""
     if cfg.resume or cfg.run_id is None:
         return None
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", cfg.run_id):
         raise ValueError(f"run_id={cfg.run_id}: expected at most 64 letters, digits, '.', '_' and '-', such as a job's number")
-    path = Path(cfg.runs_dir) / f"{name}-{cfg.run_id}"
+    path = Path(cfg.runs_dir) / f"{_name(cfg)}-{cfg.run_id}"
     if any((path / file).exists() for file in (runs.MANIFEST, runs.LAST, runs.PREVIOUS)):  # important: never remove a checkpoint
         return path
     if (path / runs.CONFIG).is_file():
@@ -125,7 +153,7 @@ def _existing(cfg: Config, name: str) -> Path | None:
     return None
 
 
-def _resumed(cfg: Config, path: Path) -> Config:
+def _resumed(cfg: Config, path: Path, processes: int) -> Config:
     """Return the run's own configuration with the keys that may change; the command line must not contradict the others."""
     stored = runs.read_config(path)
     try:
@@ -145,14 +173,20 @@ def _resumed(cfg: Config, path: Path) -> Config:
             f"resume={path}: a resumed run keeps its recipe ({'; '.join(changed)}): leave this out, "
             f"or start a new run from its weights with init={path}"
         )
+    if processes != (before := used.get("processes", 1)):
+        raise ValueError(
+            f"resume={path}: the run has {plural(before, 'process')}, this command {processes}, and BatchNorm computes other values then: "
+            f"start as many, or start a new run from its weights with init={path}"
+        )
     free = {key: cfg[key] for key in keys("output", "probe", verb="pretrain") if key in cfg.given or key == "resume"}
     if "max_steps" not in cfg.given:
         free["max_steps"] = None  # a run that max_steps cut short continues to its end
     return Config({**cfg, **stored, **free})
 
 
-def _check_backends(path: Path, parts: build.Parts) -> None:
-    """Refuse to resume with another implementation of views or layers; print a line if only torch's version differs."""
+def _check_machine_and_data(path: Path, parts: build.Parts) -> None:
+    """Refuse to resume on other data or with another implementation of views or layers; print a line if torch's version differs."""
+    runs.check_data(path, parts.dataset.digest)
     stored = runs.read_json(path, runs.MANIFEST)
     for what, now in (("views", build.views_backend(parts.machine)), ("layers", build.layers_backend(parts.machine))):
         before = stored.get(f"{what}_backend", "torch")
@@ -185,6 +219,7 @@ def _manifest(cfg: Config, parts: build.Parts) -> dict[str, Any]:
         machine=str(machine),
         device=machine.device.type,
         threads=machine.threads,
+        processes=distributed.size(),
         precision=machine.precision,
         compile=machine.compile,
         views_backend=build.views_backend(machine),
@@ -204,7 +239,8 @@ def _print_header(cfg: Config, parts: build.Parts, path: Path) -> None:
     size = parts.images.shape[2]
     print(f"{cfg.method} on {parts.dataset.title}, {cfg.train_on} ({len(parts.images):,} images), {cfg.backbone}, seed {cfg.seed}")
     print(f"{cfg.epochs} epochs of {parts.steps_per_epoch} steps, batch {cfg.batch_size}, learning rate {parts.peak_rate:g}{scaled}")
-    print(f"{parts.machine}; {path}")
+    processes = f"{distributed.size()} processes, each with " if distributed.size() > 1 else ""
+    print(f"{processes}{parts.machine}; {path}")
     if has_imagenet_stem(cfg.backbone, size):
         print(f"images of {size} pixels: ImageNet stem (7x7 stride 2, max-pooling)")
     if cfg.view_sizes and max(cfg.view_sizes) <= size / 2:

@@ -24,7 +24,12 @@ ELSEWHERE = {
     "tau": "type temperature=",
     "pretrained": "type init=",
     **dict.fromkeys(("arch", "encoder"), "type backbone="),
-    **dict.fromkeys(("gpus", "devices"), "type device=cuda; a run uses one GPU"),
+    **dict.fromkeys(("gpus", "devices"), "start one process for each GPU: torchrun --nproc-per-node=<GPUs> -m twoviews ..."),
+    **dict.fromkeys(
+        ("accumulate_grad_batches", "gradient_accumulation_steps", "accumulation_steps", "accum_iter"),
+        "not supported, because it is not the same as a larger batch: an image is compared only with those of its own small batch, and "
+        "BatchNorm sees only those; type batch_size=, and use several processes where one has too little memory",
+    ),
     **dict.fromkeys(("workers", "num_workers"), "not needed, because the images are in memory and no loader processes are used"),
     **dict.fromkeys(("max_epochs", "num_epochs"), "type epochs="),
     **dict.fromkeys(("amp", "fp16"), "type precision=bf16 or precision=fp32"),

@@ -163,6 +163,7 @@ RULES: dict[str, Rule] = {
         ema_decay=_probability,
         symmetric=Rule(bool),
         bn_splits=Rule(int, 1, 1024),
+        sync_bn=Rule(bool),
         # optimiser
         optimizer=Rule(str, choices=("sgd", "muon", "lars", "adam")),
         learning_rate=Rule(float, 0, 1000, above=True, null=True),
@@ -184,6 +185,7 @@ RULES: dict[str, Rule] = {
         threads=Rule(int, 1, 1024, null=True),
         compile=Rule(str, choices=("auto", True, False), verbs=("pretrain", "evaluate", "doctor")),
         deterministic=Rule(bool, verbs=("pretrain", "evaluate")),
+        wait_seconds=Rule(float, 1, 1_000_000, verbs=("pretrain", "evaluate")),
     ),
     **_role(
         "output",

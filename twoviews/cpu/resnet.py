@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet
 
 from twoviews.cpu.batchnorm import FusedBatchNormAddReLU
+from twoviews.models.batchnorm import SyncBatchNorm
 from twoviews.models.resnet import ThinResNet
 
 # oneDNN fills AMX's tiles of 16 rows along one row of a feature map, so narrow maps leave most of a tile empty.
@@ -86,7 +87,7 @@ def batchnorm_add_relu(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None = 
     """Return relu(bn(x) + shortcut): in train mode by one C++ function that rounds to bfloat16 once.
 
     Args:
-        bn: of C channels; may have several `splits` (`momentum.SplitBatchNorm`).
+        bn: of C channels; may have several `splits` (`models.batchnorm.SplitBatchNorm`).
         x: (N, C, H, W).
         shortcut: (N, C, H, W) or None.
         relu: whether to apply ReLU.
@@ -106,7 +107,7 @@ def _can_fuse(bn: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None) -> bool:
     """Return whether the C++ function computes what `bn` does; it needs two values per channel in every part."""
     if not bn.training or x.device.type != "cpu" or x.dtype != torch.bfloat16:
         return False
-    if not bn.affine or not bn.track_running_stats or bn.momentum is None:
+    if not bn.affine or not bn.track_running_stats or bn.momentum is None or isinstance(bn, SyncBatchNorm):
         return False
     splits = getattr(bn, "splits", 1)
     maps = [x] if shortcut is None else [x, shortcut]

@@ -1,9 +1,9 @@
 """MoCo v2 (Chen et al. 2020, https://arxiv.org/abs/2003.04297; MoCo: He et al. 2020, https://arxiv.org/abs/1911.05722).
 
 The loss classifies the key of the query's own image among the keys of earlier images. A momentum copy of the encoder
-computes the keys. Differences from the papers: BatchNorm over sub-batches on one device replaces BatchNorm on many devices,
-and a fixed reordering of the keys replaces the random shuffle. The symmetric loss (each view is query once) is the one of
-MoCo's CIFAR demo, as the mean of both halves (the demo sums them).
+computes the keys. Differences from the papers: BatchNorm over sub-batches replaces BatchNorm on many devices, so that any
+number of processes computes the same, and a fixed reordering of the keys replaces the random shuffle. The symmetric loss (each
+view is query once) is the one of MoCo's CIFAR demo, as the mean of both halves (the demo sums them).
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twoviews import distributed
 from twoviews.losses import info_nce
 from twoviews.methods.base import Loss, Method
+from twoviews.models.batchnorm import split_batchnorm
 from twoviews.models.heads import mlp
-from twoviews.models.momentum import Queue, ema_update, momentum_copy, split_batchnorm, spread_order
+from twoviews.models.momentum import Queue, ema_update, momentum_copy, spread_order
 
 
 class MoCo(Method):
@@ -34,7 +36,8 @@ class MoCo(Method):
         queue_size: K, at least the keys of one step.
         ema_decay: m of the momentum copy.
         symmetric: each of the two views is query once and key once.
-        bn_splits: S, sub-batches with BatchNorm statistics of their own; divides N, and the last, short batch if it is kept.
+        bn_splits: S, sub-batches with BatchNorm statistics of their own; divides N, and the last, short batch if it is kept. The
+            processes share them equally; 1 means one for each process.
 
     Raises:
         ValueError: if a value is out of its range or does not fit another.
@@ -63,6 +66,9 @@ class MoCo(Method):
             raise ValueError(f"temperature: expected a number above 0, got {temperature}")
         if not 0 <= ema_decay <= 1:
             raise ValueError(f"ema_decay: expected a number in [0, 1], got {ema_decay}")
+        processes = distributed.size()
+        if bn_splits > 1 and bn_splits % processes:
+            raise ValueError(f"bn_splits={bn_splits}: {processes} processes cannot share them: choose a multiple of {processes}, or 1")
         for size in (batch_size, 0 if drop_last else num_images % batch_size):
             if size % bn_splits:
                 raise ValueError(f"bn_splits={bn_splits}: does not divide a batch of {size}: choose a divisor, or 1")
@@ -71,8 +77,8 @@ class MoCo(Method):
             raise ValueError(f"queue_size={queue_size}: expected {least} (the keys of a step) to {num_images} (the images)")
         self.backbone = backbone
         self.projector = mlp([embed_dim, *hidden_dims, out_dim], hidden_bn=hidden_bn, output_bn=output_bn)
-        split_batchnorm(self.backbone, bn_splits)
-        split_batchnorm(self.projector, bn_splits)
+        for module in (self.backbone, self.projector) if bn_splits > 1 else ():
+            split_batchnorm(module, bn_splits // processes)  # the part of this process
         self.momentum_encoder = momentum_copy(nn.Sequential(self.backbone, self.projector))
         self.queue = Queue(queue_size, out_dim)
         self.temperature, self.ema_decay, self.symmetric, self.bn_splits = temperature, ema_decay, symmetric, bn_splits
@@ -85,13 +91,14 @@ class MoCo(Method):
             raise ValueError(f"moco: expected two views, a query and a key, got {len(views)}: give view_sizes two entries")
         a, b = views
         negatives = self.queue.keys.clone()  # the backward pass needs the keys before this step's are written
-        key_b = self._keys(b)
-        loss, accuracy = info_nce(self._query(a), key_b, negatives, self.temperature)
-        keys = key_b
+        keys_b = self._keys(b)
+        own = distributed.rows(len(keys_b))
+        loss, accuracy = info_nce(self._query(a), keys_b[own], negatives, self.temperature)
+        keys = keys_b
         if self.symmetric:
-            key_a = self._keys(a)
-            other, others = info_nce(self._query(b), key_a, negatives, self.temperature)
-            loss, accuracy, keys = (loss + other) / 2, (accuracy + others) / 2, torch.cat([key_a, key_b])
+            keys_a = self._keys(a)
+            other, others = info_nce(self._query(b), keys_a[own], negatives, self.temperature)
+            loss, accuracy, keys = (loss + other) / 2, (accuracy + others) / 2, torch.cat([keys_a, keys_b])
         # important: after both halves, so that no query finds the key of its own image among the negatives
         self.queue.enqueue(keys)
         return loss, {"key_accuracy": accuracy}
@@ -102,10 +109,12 @@ class MoCo(Method):
 
     @torch.no_grad()
     def _keys(self, x: Tensor) -> Tensor:
-        """Return keys (N, D) of unit length, in the order of `x`. They are computed in another order: see `spread_order`."""
-        n, splits = len(x), self.bn_splits
-        z = self.momentum_encoder(x[spread_order(n, splits, x.device)])
-        return F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)[spread_order(n, n // splits, x.device)]
+        """Return the keys of all processes, (N, D) of unit length, in the order of the images. See `spread_order`."""
+        x = distributed.gather(x)  # (N, C, H, W)
+        n, splits = len(x), max(self.bn_splits, distributed.size())
+        z = self.momentum_encoder(x[spread_order(n, splits, x.device)[distributed.rows(n)]])
+        keys = distributed.gather(F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1))
+        return keys[spread_order(n, n // splits, x.device)]
 
     def after_step(self, progress: Tensor) -> None:
         ema_update(self.momentum_encoder[0], self.backbone, self.ema_decay)

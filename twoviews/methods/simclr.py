@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from twoviews import distributed
 from twoviews.losses import nt_xent
 from twoviews.methods.base import Loss, Method
 from twoviews.models.heads import mlp
@@ -58,4 +59,4 @@ class SimCLR(Method):
             z = self.projector(self.backbone(torch.cat(views)))  # (V*N, D)
         else:
             z = torch.cat([self.projector(self.backbone(x)) for x in views])
-        return nt_xent(z, self.temperature, len(views)), {}
+        return nt_xent(z, self.temperature, len(views), gather=distributed.gather_views), {}

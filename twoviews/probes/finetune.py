@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from twoviews.models.momentum import SplitBatchNorm
+from twoviews.models.batchnorm import SplitBatchNorm
 from twoviews.probes.linear import Linear
 from twoviews.probes.minibatch import fit, of_views
 

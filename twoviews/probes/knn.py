@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from twoviews import distributed
 from twoviews.device import exact_products
 from twoviews.probes.embed import finite
 
@@ -63,9 +64,22 @@ def search(
     if "euclidean" in metrics and offset.square().sum() > FAR * bank.var(0, correction=0).sum():
         # Relative to the bank's mean, squares are small against differences. Cosines need a product of the features as they are.
         others = [metric for metric in metrics if metric != "euclidean"]
-        shifted = _search(bank - offset, queries - offset, k, ["euclidean"], leave_one_out)
-        return (_search(bank, queries, k, others, leave_one_out) if others else {}) | shifted
-    return _search(bank, queries, k, metrics, leave_one_out)
+        shifted = _in_parts(bank - offset, queries - offset, k, ["euclidean"], leave_one_out)
+        return (_in_parts(bank, queries, k, others, leave_one_out) if others else {}) | shifted
+    return _in_parts(bank, queries, k, metrics, leave_one_out)
+
+
+def _in_parts(bank: Tensor, queries: Tensor, k: int, metrics: Sequence[str], leave_one_out: bool) -> dict[str, Neighbours]:
+    """Return what `_search` does; with several processes, each has searched for its part of the queries."""
+    if leave_one_out:  # few images
+        return _search(bank, queries, k, metrics, leave_one_out)
+
+    def of(part: Tensor) -> tuple[Tensor, ...]:
+        found = _search(bank, part, k, metrics, leave_one_out)
+        return tuple(column for metric in metrics for column in (found[metric].rows, found[metric].similarity))
+
+    columns = distributed.in_parts(of, queries)
+    return {metric: Neighbours(*columns[2 * i : 2 * i + 2]) for i, metric in enumerate(metrics)}
 
 
 @exact_products()

@@ -47,14 +47,20 @@ class StepFailed(RuntimeError):
 class RunFolder:
     """A folder that one process at a time writes: `with RunFolder(path) as run:` holds its lock.
 
+    Args:
+        path: of the folder.
+        writes: False in the processes of a run that leave this to the first one: here nothing is read, locked or written.
+
     Raises:
         ValueError: on entering, if the folder is missing or another process holds it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes, self.identity = path, writes, ""
 
     def __enter__(self) -> RunFolder:
+        if not self.writes:
+            return self
         if not (self.path / CONFIG).is_file():
             raise ValueError(f"{self.path}: not a run folder (it has no {CONFIG})")
         self._lock = lock(self.path)
@@ -63,7 +69,8 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._lock.release()
+        if self.writes:
+            self._lock.release()
 
     def log(self, rows: list[dict[str, Any]]) -> None:
         """Append rows to the metrics.
@@ -71,6 +78,8 @@ class RunFolder:
         Raises:
             OSError: with the megabytes needed and free, or that the folder no longer exists.
         """
+        if not self.writes:
+            return
         lines = metrics.lines(rows, self.identity)
         try:
             with open(self.path / METRICS, "a", encoding="utf-8") as file:
@@ -83,6 +92,8 @@ class RunFolder:
 
         Damaged and missing rows are reported and left out. They are no reason to stop a run whose checkpoint is complete.
         """
+        if not self.writes:
+            return
         bad: list[str] = []
         rows = [row for row in read_metrics(self.path, bad) if row["step"] < step]
         if bad or len(rows) < step:
@@ -91,6 +102,8 @@ class RunFolder:
 
     def write(self, name: str, content: dict[str, Any] | str | bytes) -> None:
         """Write one file of the run atomically; a dict becomes JSON with a checksum."""
+        if not self.writes:
+            return
         if isinstance(content, dict):
             content = {"sha256": checksum(content, self.identity), **content}
             content = NUMBERS.sub(lambda match: " ".join(match[0].split()), json.dumps(content, indent=1)) + "\n"

@@ -23,18 +23,19 @@ COLUMN = {name: 2 * TRIES + i for i, name in enumerate(NAMES)}  # columns 0..9: 
 P = 2 * TRIES + len(NAMES)
 
 
-def draw(seed: int, step: int, views: int, images: int) -> Tensor:
-    """Return the uniform numbers that decide the views of one global batch.
+def draw(seed: int, step: int, views: int, images: int, start: int = 0) -> Tensor:
+    """Return the uniform numbers that decide the views of one batch, or of some of its images.
 
     Args:
         seed, step: of the run, >= 0.
         views: V.
-        images: N of the *global* batch; a rank takes its rows.
+        images: N.
+        start: position of the first of them in the batch of all processes.
 
     Returns:
         (V, N, P) float32 in [0, 1).
     """
-    numbers = np.stack([uniform(seed, step, 1 + view, images * P) for view in range(views)])
+    numbers = np.stack([uniform(seed, step, 1 + view, images * P, start * P) for view in range(views)])
     return torch.from_numpy(numbers).view(views, images, P)
 
 
@@ -131,9 +132,9 @@ class Views:
         """Side of each view in pixels."""
         return tuple(spec.size for spec in self.specs)
 
-    def draw(self, seed: int, step: int, images: int) -> Tensor:
-        """Return the numbers for one batch of `images`: (V, N, P) float32 in [0, 1), a pure function of its arguments."""
-        return draw(seed, step, len(self.specs), images)
+    def draw(self, seed: int, step: int, images: int, start: int = 0) -> Tensor:
+        """Return the numbers for one batch: (V, N, P) float32 in [0, 1), a pure function of its arguments, those of `draw`."""
+        return draw(seed, step, len(self.specs), images, start)
 
     def __call__(self, images: Tensor, u: Tensor) -> list[Tensor]:
         """Return the views of a batch: a pure function of images and `u`, of static shape, safe to compile into one graph.

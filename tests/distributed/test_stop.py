@@ -8,15 +8,15 @@ import threading
 
 import pytest
 
-from twoviews.distributed import SIGNALS, StopFlag
+from twoviews.distributed.stop import SIGNALS, StopFlag
 
 
 def test_a_signal_sets_the_flag_and_the_programs_own_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with StopFlag() as stop:
-        assert (stop.signal, stop.exit_code) == (None, 0)
+        assert stop.signal is None
         os.kill(os.getpid(), signal.SIGTERM)
-        assert (stop.signal, stop.exit_code) == (signal.SIGTERM, 143)
+        assert stop.signal == signal.SIGTERM
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
@@ -32,12 +32,12 @@ def test_another_thread_trains_without_signal_handlers() -> None:
 
     def use() -> None:
         with StopFlag() as stop:
-            found.extend([stop.signal, stop.exit_code, signal.getsignal(signal.SIGTERM)])
+            found.extend([stop.signal, signal.getsignal(signal.SIGTERM)])
 
     thread = threading.Thread(target=use)
     thread.start()
     thread.join()
-    assert found == [None, 0, signal.getsignal(signal.SIGTERM)]
+    assert found == [None, signal.getsignal(signal.SIGTERM)]
 
 
 def test_a_handler_that_python_cannot_restore_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
