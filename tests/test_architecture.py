@@ -24,10 +24,9 @@ LAYERS = [
     {"__main__"},
     {"cli", "api", "__init__"},  # __init__ imports lazily: the names of the Python API
     {"commands"},
-    {"train", "evaluation", "embedder", "inspection", "finish"},
-    {"monitor"},
-    {"build"},
-    {"cpu", "report", "pretrained"},
+    {"train", "monitor", "evaluation", "embedder", "inspection", "finish"},
+    {"build", "pretrained"},
+    {"cpu", "report"},
     {"methods", "probes"},
     {"models", "views", "data"},
     {"losses", "optim", "images", "runs"},
@@ -35,7 +34,7 @@ LAYERS = [
 ]
 PARTS = [part for layer in LAYERS for part in layer]
 # What the order alone does not forbid.
-ONLY = {"methods": {"methods", "models", "losses", "distributed"}, "cli": {"config", "runs", "commands", "device", "output"}}
+ONLY = {"methods": {"methods", "models", "losses", "distributed"}, "cli": {"config", "runs", "commands", "device", "distributed", "output"}}
 # `config.load`; `config.schema` says what a key is, not its value
 SEE_CONFIG = {"build", "train", "evaluation", "inspection", "finish", "commands", "cli", "api"}
 

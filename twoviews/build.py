@@ -4,6 +4,7 @@ This is the only module that knows the C++ fast path (`cpu/`). Without that pack
 plain PyTorch.
 """
 
+import contextlib
 import importlib
 import inspect
 from collections.abc import Callable
@@ -66,12 +67,13 @@ class Parts:
         return distributed.in_parts(of, images)
 
 
-def build(cfg: Config, data: Arrays | None = None) -> Parts:
+def build(cfg: Config, data: Arrays | None = None, *, trains: bool = True) -> Parts:
     """Build all parts of a run. Weights are a function of the seed.
 
     Args:
         cfg: of the run.
         data: images and labels; None: those of `cfg.dataset`.
+        trains: whether the processes of the run must be able to share its batches.
 
     Raises:
         ValueError: if a value is out of range or the data cannot be read: before anything is written.
@@ -87,9 +89,10 @@ def build(cfg: Config, data: Arrays | None = None) -> Parts:
     dataset = distributed.first_on_each_machine(lambda: load_data(cfg)) if data is None else prepare(data, cfg.train_size)
     images, labels = dataset.training(cfg.train_on, labelled=METHODS[cfg.method].uses_labels)
     peak = optim.resolve_learning_rate(cfg.learning_rate, cfg.base_learning_rate, cfg.batch_size)
-    _check(cfg, dataset, len(images), bool((labels < 0).any()))
+    with contextlib.nullcontext() if trains else distributed.alone():
+        _check(cfg, dataset, len(images), bool((labels < 0).any()))
+        method = to_device(build_method(cfg, dataset, _init_file(cfg)), machine)
     views = build_views(cfg, dataset)
-    method = to_device(build_method(cfg, dataset, _init_file(cfg)), machine)
     optimizer = optim.build(
         method.param_groups(),
         optimizer=cfg.optimizer,
@@ -252,6 +255,16 @@ def to_device(method: Method, machine: device.Machine) -> Method:
     return method
 
 
+def inductor_options() -> dict[str, str | int | bool | Callable[..., Any]]:
+    """Return the options with which the forward pass is compiled for a GPU."""
+    # important: torch 2.14 chooses the layout of the backward graph by its forward convolutions, of which it has none
+    # (pytorch#189239). It would convert every tensor from channels_last and back, so the layout is forced.
+    options: dict[str, str | int | bool | Callable[..., Any]] = {"force_layout_optimization": True}
+    if "triton.mix_order_reduction" in torch._inductor.list_options():  # with it, torch 2.14 fails on MoCo's backward graph
+        options["triton.mix_order_reduction"] = False
+    return options
+
+
 def make_forward(machine: device.Machine, method: Method, batch_size: int) -> Callable[..., Any]:
     """Return the function from views to the loss: on a GPU compiled (one graph forward, one backward), else the method itself.
 
@@ -262,16 +275,15 @@ def make_forward(machine: device.Machine, method: Method, batch_size: int) -> Ca
         machine, method: of the run.
         batch_size: images of this process in a full batch.
     """
-    module = distributed.data_parallel(method)
     # On a CPU, oneDNN computes the convolutions either way, and compiling the rest gains nothing (docs/performance.md).
     if not machine.compile or machine.device.type != "cuda":
-        return module
-    # important: torch 2.14 chooses the layout of the backward graph by its forward convolutions, of which it has none
-    # (pytorch#189239). It would convert every tensor from channels_last and back, so the layout is forced.
-    compiled = torch.compile(module, dynamic=False, fullgraph=True, options={"force_layout_optimization": True})
+        return distributed.data_parallel(method)
+    compiled: Any = torch.compile(method, dynamic=False, fullgraph=True, options=inductor_options())
+    module = distributed.data_parallel(compiled)  # not the other way round: torch cannot compile the code of the wrapper into one graph
 
     def forward(views: list[Tensor], labels: Tensor | None, progress: Tensor) -> Any:
-        return (compiled if len(views[0]) == batch_size else module)(views, labels, progress)
+        with torch.compiler.set_stance("default" if len(views[0]) == batch_size else "force_eager"):
+            return module(views, labels, progress)
 
     return forward
 

@@ -34,7 +34,7 @@ USAGE = """usage: twoviews <verb> key=value ...
 """
 
 DIVERGED, STEP_FAILED, INTERRUPTED = 3, 4, 130
-FIRST = 2.0  # seconds that other processes wait with an error: if the first one has it too, torchrun ends them meanwhile
+FIRST = 3.0  # seconds that other processes wait with an error that all have: the first one has printed it, and torchrun ends them
 SPIN = "10000"  # turns that an idle OpenMP thread waits actively, in place of 300,000: docs/performance.md
 
 
@@ -180,6 +180,10 @@ def _run(verb: str, cfg: config.Config) -> int:
             return _fail(message if "out of memory" in message else "out of memory, before anything was trained", 1)
         if isinstance(error, OSError) and error.filename:
             return _fail(f"{error.filename}: {error.strerror}", 1)
+        from twoviews.distributed import ProcessLost
+
+        if isinstance(error, ProcessLost):
+            return _fail(message, 1)
         return _fail(f"{type(error).__name__}: {message} (debug=true shows where)", 1)
 
 
@@ -189,11 +193,11 @@ def _rank() -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    if _rank():
-        time.sleep(FIRST)
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun's report at the end shows it
         text = {"message": message, "extraInfo": {"py_callstack": f"twoviews: {message}", "timestamp": str(int(time.time()))}}
         with contextlib.suppress(OSError):
             Path(file).write_text(json.dumps({"message": text}), encoding="utf-8")
+    if _rank() and code in (2, DIVERGED, STEP_FAILED):
+        time.sleep(FIRST)
     print(f"twoviews: {message}", file=sys.stderr)
     return code

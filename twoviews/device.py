@@ -67,6 +67,10 @@ def choose(*, device: str, threads: int | None, precision: str, compile: str | b
     if device == "cuda" and distributed.local_size() > max(1, torch.cuda.device_count()):
         gpus, wanted = torch.cuda.device_count(), distributed.local_size()
         raise ValueError(f"{wanted} processes on a machine with {gpus} GPUs: start torchrun with --nproc-per-node={gpus}")
+    if device == "cuda" and distributed.size() > 1:
+        torch.cuda.set_device(distributed.local_rank())  # before anything is created on a GPU
+        # The compiled method is inside the wrapper that averages gradients: torch would split its graph for them.
+        torch._dynamo.config.optimize_ddp = False
     threads = threads or max(1, cores() // distributed.local_size())
     torch.set_num_threads(threads)
     if precision == "auto":
@@ -83,8 +87,6 @@ def choose(*, device: str, threads: int | None, precision: str, compile: str | b
     elif compile and device == "cpu" and compiler() is None:
         raise ValueError("compile=true: no C++ compiler on this machine: install g++ or clang++, or use compile=auto")
     if device == "cuda":
-        if distributed.size() > 1:
-            torch.cuda.set_device(distributed.local_rank())
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.benchmark = not deterministic
@@ -244,11 +246,11 @@ def as_guest() -> Iterator[None]:
 def gpu_settings_restored() -> Iterator[None]:
     """Restore what `choose` sets for a GPU: precision of products, cuDNN's search, determinism, and the number of compiled shapes."""
     cudnn, dynamo = torch.backends.cudnn, torch._dynamo.config
-    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark, dynamo.recompile_limit
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark, dynamo.recompile_limit, dynamo.optimize_ddp
     deterministic, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before[0])
-        cudnn.allow_tf32, cudnn.benchmark, dynamo.recompile_limit = before[1:]
+        cudnn.allow_tf32, cudnn.benchmark, dynamo.recompile_limit, dynamo.optimize_ddp = before[1:]
         torch.use_deterministic_algorithms(deterministic, warn_only=warn)

@@ -170,7 +170,7 @@ class Evaluation:
             if features != "h":
                 return []
             computed = self.features(kind, features, module)
-            return distributed.on_first(lambda: self.fitted(names[0], *computed))
+            return distributed.on_first(lambda: [(row, predicted.cpu()) for row, predicted in self.fitted(names[0], *computed)])
         votes = [vote for vote in protocols.votes(names, features) if vote.k <= self.bank_rows()]
         if not votes:
             return []
@@ -272,7 +272,8 @@ def _splits(cfg: Config, data: Dataset, *, own: bool) -> tuple[Split, Split, Spl
 
 def _modules(cfg: Config, parts: build.Parts, of: str) -> dict[str, Mapping[str, nn.Module | None]]:
     """Return the modules for h and z of everything that is evaluated; None stands for raw pixels."""
-    random = build.to_device(build.build_method(cfg, parts.dataset), parts.machine)
+    with distributed.alone():  # no batch is shared here
+        random = build.to_device(build.build_method(cfg, parts.dataset), parts.machine)
     return {"raw_pixels": {"h": None}, RANDOM: random.modules_to_probe(), of: parts.method.modules_to_probe()}
 
 

@@ -67,6 +67,7 @@ def finish(cfg: Config, parts: build.Parts, probes: tuple[str, ...], folder: run
     rest = {"the statistics of the features": describe, "the report": report} if distributed.first() else {}
     with distributed.alone():
         failures += [_guarded(name, step, write, cfg, folder, summary) for name, step in rest.items()]
+    distributed.on_first(lambda: None)  # torchrun ends all processes with the first that has failed
     if any(failures):
         kept = f"the weights and {len(summary['evaluations'])} accuracies are kept"
         raise runs.StepFailed(f"{'; '.join(filter(None, failures))}; {kept}; to repeat this: {_again(folder)}", folder.path)

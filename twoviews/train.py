@@ -50,7 +50,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None =
     plan = Plan(cfg, parts)
     start, clock = _restore(run, parts, plan.last)
     to_views, forward = make_views(machine, parts.views), make_forward(machine, method, cfg.batch_size // distributed.size())
-    log, tracing = StepLog(run, plan, clock), Trace(run.path / runs.TRACE if cfg.profile else None)
+    log, tracing = StepLog(run, plan, clock), Trace(run.path / runs.TRACE if cfg.profile and run.writes else None)
     method.train()
     showing = Progress("train", plan.last, "views", start=start, scale=plan.views_per_step)
     with StopFlag() as stop, Agreement() as agree, tracing as trace, showing as bar:
@@ -73,7 +73,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None =
             trace.step()
             # important: read the flag once per step. A signal that arrives below, in a probe or a save, is handled in the next step.
             asked = on_step is not None and bool(on_step(done, log.latest))
-            signal, asks, late = agree(stop.signal or 0, asked, clock.since_save() >= plan.apart)
+            signal, asks, late = agree(stop.signal or 0, asked, clock.since_save() >= plan.apart, now=done == plan.last)
             stopping = bool(signal or asks)
             probing, keeping = plan.due(done, "probe_every"), plan.due(done, "log_interval")
             saving = stopping or done == plan.last or (bool(late) and plan.due(done, "checkpoint_every"))
@@ -258,7 +258,8 @@ def _diverged(run: runs.RunFolder, cfg: Config, rows: list[dict[str, Any]], bad:
 
 
 def _stopped(run: runs.RunFolder, done: int, last: int) -> str:
-    """Return what a stopped run prints."""
+    """Return what a stopped run prints, when its checkpoint is written: torchrun ends all processes with the first that has ended."""
+    distributed.on_first(lambda: None)
     return f"stopped at step {done} of {last}, checkpoint saved; to continue: {distributed.program()} pretrain resume={run.path}"
 
 

@@ -28,7 +28,7 @@ def torchrun(tmp: Path, *words: str, count: int = 2, **environment: str) -> subp
     """Start a program by torchrun, in a session of its own; its output goes to a file."""
     before = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "--shutdown-timeout=5"]
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     argv += ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     with open(tmp / "log", "a") as log:
         return subprocess.Popen(
@@ -98,7 +98,7 @@ def test_p3_a_process_that_fails_ends_the_job_and_names_the_cause(
     if saved:
         assert 0 < state(path)["step"] <= step + 1
     print(f"{fault}, rank {rank}, step {step}: the job ended {seconds:.1f} s after the fault")
-    assert seconds < 15
+    assert seconds < (5 + 30 + 5 if fault == "hang" else 15), "torchrun gives a process that hangs 30 s before it kills it"
     resumed = torchrun(tmp_path, "-m", "twoviews", "pretrain", f"resume={path}")
     assert "test accuracy" in finish(resumed, tmp_path)
     assert state(path)["step"] == STEPS
@@ -111,7 +111,7 @@ def test_p4_a_signal_to_any_process_stops_all_at_one_step_and_the_run_continues_
 ) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
-    finish(torchrun(whole, "-m", "twoviews", *words[:-1], f"runs_dir={whole}/runs"), whole)
+    finish(torchrun(whole, "-m", "twoviews", "pretrain", *tiny.words(few, whole / "runs", "epochs=2", batch=tiny.FEW_BATCH)), whole)
     program = str(Path(__file__).parent / "slow.py")
     process = torchrun(tmp_path, program, *words)
     pids = wait_for_step(tmp_path, 2)
@@ -172,10 +172,29 @@ def test_p6_evaluation_by_several_processes_has_the_rows_of_one(words: list[str]
     assert again.count("kNN k=1 cosine uniform") == 2, "in each table once: only the first process prints"
 
 
-def test_p7_a_wrong_command_is_answered_once(words: list[str], tmp_path: Path) -> None:
-    assert torchrun(tmp_path, "-m", "twoviews", *words, "batch_size=7").wait(timeout=120)
+def test_p7_a_wrong_command_is_answered_once(few: Path, tmp_path: Path) -> None:
+    assert torchrun(tmp_path, "-m", "twoviews", "pretrain", *tiny.words(few, tmp_path / "runs", "batch_size=7")).wait(timeout=120)
     output = (tmp_path / "log").read_text()
     message = "batch_size=7: 2 processes cannot share it: choose a multiple of 2"
     assert len(re.findall(rf"^twoviews: {message}", output, flags=re.M)) == 1, output
     assert message in "\n".join(output.splitlines()[-20:])
     assert not (tmp_path / "runs").exists()
+
+
+def test_p8_the_commands_of_the_reference_projects_run_with_two_processes(few: Path, tmp_path: Path) -> None:
+    shared = ["dataset=fashion_mnist", f"data_dir={few}", f"runs_dir={tmp_path}/runs", "threads=1", "device=cpu", "max_steps=2"]
+    trained = [*shared, "epochs=1", "backbone=thin16", "compile=false", "view_sizes=[12,12]", "warmup_epochs=0"]
+    commands = [
+        ["simclr.py", *trained, "batch_size=8"],
+        ["simclr_lin.py", *shared, "backbone=thin16", "finetune_epochs=1"],
+        ["moco.py", *trained, "batch_size=8", "moco_k=16", "moco_t=0.2"],
+        ["simclr_lin.py", *shared, "backbone=thin16", "batch_size=8", "finetune_epochs=1"],
+        ["simclr-cifar10.py", *trained, "batch_size=8", "probe_epochs=1"],
+    ]
+    for script, *words in commands:
+        process = torchrun(tmp_path, str(ROOT / script), *words)
+        assert process.wait(timeout=240) == 0, (tmp_path / "log").read_text()
+    found = [runs.read_json(path, runs.SUMMARY) for path in runs.folders(tmp_path / "runs")]
+    assert sorted(summary["recipe"] for summary in found) == ["moco", "simclr", "simclr_cifar10"]
+    assert all(summary["evaluations"] and summary["unfinished"] == [] for summary in found)
+    assert {runs.read_json(path, runs.MANIFEST)["processes"] for path in runs.folders(tmp_path / "runs")} == {2}

@@ -35,7 +35,7 @@ MUTANTS = [
         "torch.stack([row[name] for row in rows])",
         P1,
     ),
-    Mutant("gradients are not averaged", "build.py", "module = distributed.data_parallel(method)", "module = method", P1),
+    Mutant("gradients are not averaged", "build.py", "return distributed.data_parallel(method)", "return method", P1),
     Mutant(
         "the variance of all processes without that of their means",
         "models/batchnorm.py",
@@ -76,11 +76,25 @@ MUTANTS = [
     Mutant(
         "the first process alone has the others' group",
         "distributed/processes.py",
-        "        with alone():\n            result = work()",
-        "        if True:\n            result = work()",
+        "            with alone():\n                answer = True, work()",
+        "            if True:\n                answer = True, work()",
         FUNCTIONS,
     ),
-    Mutant("all processes decode at once", "distributed/processes.py", "work() if _group.local_rank == 0 else None", "work()", FUNCTIONS),
+    Mutant(
+        "an error of the first process stays there",
+        "distributed/processes.py",
+        "    if not succeeded:\n",
+        "    if not succeeded and rank() == 0:\n",
+        FUNCTIONS,
+    ),
+    Mutant(
+        "an error of one process stays there",
+        "distributed/processes.py",
+        "        raise ValueError(failed[0])\n",
+        "        pass\n",
+        FUNCTIONS,
+    ),
+    Mutant("all processes decode at once", "distributed/processes.py", "if (_group.local_rank == 0) == here:", "if here:", FUNCTIONS),
     Mutant(
         "a part of a sequence starts at a whole block",
         "rng.py",

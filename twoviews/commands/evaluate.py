@@ -51,7 +51,7 @@ def run_evaluate(cfg: Config, data: Arrays | None = None) -> list[dict[str, Any]
         with runs.RunFolder(path, writes=distributed.first()) as folder:
             summary = distributed.on_first(lambda: _summary(folder, file))
             run_cfg = _run_config(cfg, stored, file)
-            parts = build.build(run_cfg, data)
+            parts = build.build(run_cfg, data, trains=False)
             distributed.on_first(lambda: runs.check_data(path, parts.dataset.digest))
             if protocols.votes(probes, "z"):
                 parts.method.load_state_dict(distributed.on_first(lambda: _method_state(folder, summary)))
@@ -140,7 +140,7 @@ def _other_data(cfg: Config, run_cfg: Config, parts: build.Parts) -> Dataset:
     if cfg.transfer == "folder":
         wanted |= {"image_size": cfg.image_size or size}
         wanted |= {key: run_cfg.get(key) for key in ("background", "value_range") if cfg[key] is None}
-    data = build.load_data(Config({**cfg, **wanted}))
+    data = distributed.first_on_each_machine(lambda: build.load_data(Config({**cfg, **wanted})))
     for line in data.description:
         print(line)
     return with_channels(data, parts.images.shape[1])

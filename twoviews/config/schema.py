@@ -102,7 +102,7 @@ def _role(role: str, verbs: tuple[str, ...], **rules: Rule) -> dict[str, Rule]:
 _probability = Rule(float, 0, 1)
 _strength = Rule(float, 0, 10)
 _path = Rule(str, null=True)
-_benchmarks = ("views", "evaluation", "ntxent", "startup", "job", "steps", "embed")
+_benchmarks = ("views", "evaluation", "ntxent", "startup", "job", "steps", "embed", "scaling")
 _data_sets = ("cifar10", "cifar100", "fashion_mnist", "fashion_mini", "blood_cells", "folder")
 
 REFERENCE_TABLES = ("p3i0t", "p3i0t_settings", "dkobak", "dkobak_short", "race")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +16,9 @@ import torch.distributed as dist
 Result = TypeVar("Result")
 
 FOREVER = timedelta(days=365)  # the others wait so long while the first process evaluates or decodes images
-GRACE = 2.0  # seconds for all processes to say that they lost another one
+LOST = ("gloo", "pair closure", "Connection closed", "Connection reset", "Timed out", "NCCL")  # in errors of torch's communication
+GRACE = 4.0  # seconds for all processes to say that they lost another one
+LONGER = 60.0  # seconds that NCCL waits beyond `wait_seconds`: it ends the process without an error that Python sees
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Group:
         size: number of processes.
         local_rank, local_size: the same among those of this machine.
         started: number of processes, inside `alone` too.
-        control: for flags and Python objects, which travel between CPUs; None in a single process.
+        prompt: a group for flags, which travel between CPUs.
+        patient: a group in which processes wait for the first one without a limit.
     """
 
     rank: int = 0
@@ -37,7 +39,8 @@ class Group:
     local_rank: int = 0
     local_size: int = 1
     started: int = 1
-    control: dist.ProcessGroup | None = None
+    prompt: dist.ProcessGroup | None = None
+    patient: dist.ProcessGroup | None = None
 
 
 class ProcessLost(RuntimeError):
@@ -68,9 +71,9 @@ def local_size() -> int:
     return _group.local_size
 
 
-def control() -> dist.ProcessGroup | None:
-    """Return the group for flags and Python objects; None in a single process."""
-    return _group.control
+def prompt() -> dist.ProcessGroup | None:
+    """Return the group for flags; None in a single process."""
+    return _group.prompt
 
 
 def first() -> bool:
@@ -113,20 +116,20 @@ def group(wait_seconds: float) -> Iterator[None]:
         raise ValueError(f"WORLD_SIZE={count} without {error.args[0]}: start several processes with torchrun") from None
     store = dist.PrefixStore(f"twoviews {_joined}", next(dist.rendezvous("env://"))[0])
     _joined += 1
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    options: dict[str, Any] = {"store": store, "rank": number, "world_size": count, "timeout": timedelta(seconds=wait_seconds)}
+    backend, longer = ("cpu:gloo,cuda:nccl", LONGER) if torch.cuda.is_available() else ("gloo", 0.0)
+    limit = timedelta(seconds=wait_seconds)
     with contextlib.ExitStack() as stack:
         if number:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
-        dist.init_process_group(backend, **options)
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=limit + timedelta(seconds=longer))
+        groups: list[Any] = [dist.new_group(backend="gloo", timeout=timeout) for timeout in (limit, FOREVER)]
+        _group = Group(number, count, local, here, count, *groups)
         try:
-            control: Any = dist.new_group(backend="gloo", timeout=FOREVER)
-            _group = Group(number, count, local, here, count, control)
             with _naming_lost_processes(store, wait_seconds):
                 yield
+            dist.destroy_process_group()  # important: not after an error, because NCCL would wait for the other processes
         finally:
             _group = Group()
-            dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -136,18 +139,22 @@ def _naming_lost_processes(store: dist.Store, wait_seconds: float) -> Iterator[N
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        if not (isinstance(error, dist.DistError) or (type(error) is RuntimeError and any(words in str(error) for words in LOST))):
             raise
-        lost = ""
+        lost, left = "another process", [number]
         with contextlib.suppress(RuntimeError):  # the store is gone if torchrun on the first machine has ended
             store.set(f"left {number}", "")
             time.sleep(GRACE)  # meanwhile torchrun sees the process that failed first, and ends this one
-            silent = [str(other) for other in range(count) if not store.check([f"left {other}"])]
-            lost = f" {', '.join(silent)}" if silent else ""
+            left = [other for other in range(count) if store.check([f"left {other}"])]
+            lost = f"the process of rank {', '.join(str(other) for other in range(count) if other not in left)}"
+        if len(left) == count:  # none is lost: they cannot communicate
+            raise
+        if number > min(left):
+            time.sleep(GRACE)  # one message is enough
+        reason = " ".join(str(error).split())[:100]
         raise ProcessLost(
-            f"rank {number}: the process of rank{lost or ' (unknown)'} ended, or did not answer for {wait_seconds:g} s; "
-            "the last checkpoint is kept: resume=<run> continues it"
-        ) from None
+            f"{lost} ended, or did not answer for {wait_seconds:g} s; the last checkpoint is kept: resume=<run> continues it ({reason})"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -163,30 +170,61 @@ def alone() -> Iterator[None]:
 
 
 def on_first(work: Callable[[], Result]) -> Result:
-    """Return in every process what `work` returns in the first one; the others wait for it. It must be picklable."""
+    """Return in every process what `work` returns in the first one, or raise what it raises; the others wait for it.
+
+    Args:
+        work: what it returns is pickled, and holds no tensors of a GPU.
+
+    Raises:
+        Exception: that of `work`.
+    """
     if _group.size == 1:
         return work()
-    result = None
+    answer: tuple[bool, Any] = (True, None)
     if _group.rank == 0:
-        with alone():
-            result = work()
-    return _broadcast(result)  # type: ignore[no-any-return]
+        try:
+            with alone():
+                answer = True, work()
+        except Exception as error:
+            answer = False, error
+    found = [answer]
+    dist.broadcast_object_list(found, 0, group=_group.patient)
+    succeeded, result = found[0]
+    if not succeeded:
+        raise result
+    return result  # type: ignore[no-any-return]
 
 
-def _broadcast(value: Any) -> Any:
-    """Return the first process's value."""
-    payload = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8) if _group.rank == 0 else torch.empty(0, dtype=torch.uint8)
-    length = torch.tensor([len(payload)])
-    dist.broadcast(length, 0, group=_group.control)
-    payload = payload if _group.rank == 0 else torch.empty(int(length), dtype=torch.uint8)
-    dist.broadcast(payload, 0, group=_group.control)
-    return value if _group.rank == 0 else pickle.loads(payload.numpy().tobytes())
+def raise_together(error: Exception | None, *, patient: bool = False) -> None:
+    """Raise in every process if there is an error in any of them: the own one, or one that names the first process that has one.
+
+    Args:
+        error: of this process, if it has one.
+        patient: wait for the others without a limit.
+
+    Raises:
+        Exception: the own one.
+        ValueError: if only other processes have one.
+    """
+    texts: list[Any] = [None] * _group.size
+    text = None if error is None else " ".join(str(error).split())
+    dist.all_gather_object(texts, text, group=_group.patient if patient else _group.prompt)
+    if error is not None:
+        raise error
+    if failed := [f"{text} (process of rank {other})" for other, text in enumerate(texts) if text is not None]:
+        raise ValueError(failed[0])
 
 
 def first_on_each_machine(work: Callable[[], Result]) -> Result:
     """Return what `work` returns, done by one process of each machine before the others: they find its files in a cache."""
     if _group.size == 1:
         return work()
-    result = work() if _group.local_rank == 0 else None
-    dist.barrier(group=_group.control)
-    return work() if result is None else result
+    result, problem = None, None
+    for here in (True, False):
+        if (_group.local_rank == 0) == here:
+            try:
+                result = work()
+            except Exception as error:
+                problem = error
+        raise_together(problem, patient=True)
+    return result  # type: ignore[return-value]

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from twoviews.distributed.processes import control, size
+from twoviews.distributed.processes import prompt, size
 
 # SIGHUP: the terminal was closed. SIGUSR1: SLURM can send it before the time limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -30,14 +30,14 @@ class Agreement:
     def __enter__(self) -> Agreement:
         return self
 
-    def __call__(self, *wishes: int) -> list[int]:
-        """Return the largest of each wish over all processes."""
+    def __call__(self, *wishes: int, now: bool = False) -> list[int]:
+        """Return the largest of each wish over all processes, of this call too if `now`."""
         if size() == 1:
             return list(wishes)
         answer = self._answer() or [0] * len(wishes)
         values = torch.tensor(wishes)
-        self._pending = values, dist.all_reduce(values, dist.ReduceOp.MAX, group=control(), async_op=True)
-        return answer
+        self._pending = values, dist.all_reduce(values, dist.ReduceOp.MAX, group=prompt(), async_op=True)
+        return [max(pair) for pair in zip(answer, self._answer(), strict=True)] if now else answer
 
     def _answer(self) -> list[int]:
         if self._pending is None:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from twoviews.distributed.processes import rank, rows, size
+from twoviews.distributed.processes import raise_together, rank, rows, size
 
 # torch 2.14 renamed these two
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -91,7 +91,13 @@ def in_parts(function: Callable[[Tensor], Item], x: Tensor) -> Item:
     """
     if size() == 1 or len(x) < size():
         return function(x)
-    found = function(x[rows(len(x))])
+    found, problem = None, None
+    try:
+        found = function(x[rows(len(x))])
+    except Exception as error:
+        problem = error
+    raise_together(problem)
+    assert found is not None
     if isinstance(found, Tensor):
         return _gather_uneven(found, len(x))
     return tuple(_gather_uneven(part, len(x)) for part in found)
