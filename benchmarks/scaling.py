@@ -29,7 +29,7 @@ from measure import in_turn, median_and_range, parser, save, timed
 from twoviews import build, config, distributed, runs, train
 from twoviews.device import cpu_name
 
-BATCH, STEPS, SMALL, TURNS, REPEATS = 256, 120, 8, 5, 50
+BATCH, STEPS, SMALL, TURNS, REPEATS = 256, 60, 8, 3, 50
 WORDS = ["recipe=cifar_thin", "dataset=blood_cells", "data_dir=null", "precision=fp32", "device=cpu", "probe_every=0", "epochs=10"]
 
 # A step of ResNet-18 by SimCLR on GPUs, 512 images each. Computed, not measured: the compute time is 1.3 s for an epoch of 97 steps
