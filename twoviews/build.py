@@ -259,17 +259,15 @@ def inductor_options() -> dict[str, str | int | bool | Callable[..., Any]]:
     """Return the options with which the forward pass is compiled for a GPU."""
     # important: torch 2.14 chooses the layout of the backward graph by its forward convolutions, of which it has none
     # (pytorch#189239). It would convert every tensor from channels_last and back, so the layout is forced.
-    options: dict[str, str | int | bool | Callable[..., Any]] = {"force_layout_optimization": True}
-    if "triton.mix_order_reduction" in torch._inductor.list_options():  # with it, torch 2.14 fails on MoCo's backward graph
-        options["triton.mix_order_reduction"] = False
-    return options
+    options = {"force_layout_optimization": True, "triton.mix_order_reduction": False}  # with it, torch 2.14 fails on MoCo's backward graph
+    return {name: value for name, value in options.items() if name in torch._inductor.list_options()}
 
 
 def make_forward(machine: device.Machine, method: Method, batch_size: int) -> Callable[..., Any]:
     """Return the function from views to the loss: on a GPU compiled (one graph forward, one backward), else the method itself.
 
-    With several processes, the gradients are their means. The smaller last batch of an epoch (`drop_last=false`) is not compiled:
-    that would take as long again as the first compilation.
+    Gradients are means over the processes. The smaller last batch of an epoch (`drop_last=false`) is not compiled: that would take
+    as long again as the first compilation.
 
     Args:
         machine, method: of the run.

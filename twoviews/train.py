@@ -75,8 +75,8 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None =
             asked = on_step is not None and bool(on_step(done, log.latest))
             signal, asks, late = agree(stop.signal or 0, asked, clock.since_save() >= plan.apart, now=done == plan.last)
             stopping = bool(signal or asks)
-            probing, keeping = plan.due(done, "probe_every"), plan.due(done, "log_interval")
-            saving = stopping or done == plan.last or (bool(late) and plan.due(done, "checkpoint_every"))
+            probing, keeping, due = (plan.due(done, key) for key in ("probe_every", "log_interval", "checkpoint_every"))
+            saving = stopping or done == plan.last or (due and bool(late))
             if done - start == PREDICT_AT:
                 _predict(bar, clock, plan, plan.last - done)
             if len(log.rows) >= READ_EVERY or probing or keeping or saving:
