@@ -68,9 +68,12 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         over = (1, *range(3, parts.ndim))
         variance, mean = torch.var_mean(parts, dim=over, correction=0, keepdim=True)
         shape = (1, 1, -1, *[1] * (parts.ndim - 3))
-        y = (parts - mean) * torch.rsqrt(variance + self.eps)
+        scale = torch.rsqrt(variance + self.eps)
         if self.affine:
-            y = y * self.weight.view(shape) + self.bias.view(shape)
+            scale = scale * self.weight.view(shape)
+        y = (parts - mean) * scale
+        if self.affine:  # a bias for each part, so that the backward pass has sums over parts only, which are one kernel
+            y = y + self.bias.view(shape).expand_as(scale)
         n = parts.numel() // (self.splits * self.num_features)
         unbiased = variance.detach() * (n / max(1, n - 1))
         return y.to(x.dtype).flatten(0, 1), mean.detach().reshape(self.splits, -1), unbiased.reshape(self.splits, -1)
