@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -32,7 +33,7 @@ from twoviews.probes.linear import Linear
 from twoviews.progress import Progress
 
 
-def clamped_nt_xent(z: Tensor, temperature: float, views: int) -> Tensor:
+def clamped_nt_xent(z: Tensor, temperature: float, views: int, **_: Any) -> Tensor:
     """NT-Xent with the cosine clamped from below, as in line 54 of the project's simclr.py: a negative similarity has no gradient."""
     assert views == 2
     with torch.autocast(z.device.type, enabled=False):

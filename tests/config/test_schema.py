@@ -126,7 +126,7 @@ def test_output_and_probe_keys_may_change_on_resume_and_no_others(stored: dict[s
         cfg = Config({**stored, "resume": str(path), key: another_value(key)})
         cfg.given = (key,)
         try:
-            assert pretrain._resumed(cfg, path)[key] == another_value(key)
+            assert pretrain._resumed(cfg, path, 1)[key] == another_value(key)
         except ValueError as error:
             refused[key] = str(error)
     assert set(refused) == set(keys("science", "machine", verb="pretrain"))

@@ -24,7 +24,10 @@ ELSEWHERE = {
     "tau": "type temperature=",
     "pretrained": "type init=",
     **dict.fromkeys(("arch", "encoder"), "type backbone="),
-    **dict.fromkeys(("gpus", "devices"), "start one process for each GPU: torchrun --nproc-per-node=<GPUs> -m twoviews ..."),
+    **dict.fromkeys(
+        ("gpus", "devices"),
+        "not needed, because torchrun starts one process for each GPU: torchrun --nproc-per-node <GPUs> -m twoviews ...",
+    ),
     **dict.fromkeys(
         ("accumulate_grad_batches", "gradient_accumulation_steps", "accumulation_steps", "accum_iter"),
         "not supported, because it is not the same as a larger batch: an image is compared only with those of its own small batch, and "
