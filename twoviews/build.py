@@ -280,7 +280,7 @@ def make_forward(machine: device.Machine, method: Method, batch_size: int) -> Ca
     module = distributed.data_parallel(compiled)  # not the other way round: torch cannot compile the code of the wrapper into one graph
 
     def forward(views: list[Tensor], labels: Tensor | None, progress: Tensor) -> Any:
-        with torch.compiler.set_stance("default" if len(views[0]) == batch_size else "force_eager"):
+        with contextlib.nullcontext() if len(views[0]) == batch_size else torch.compiler.set_stance("force_eager"):
             return module(views, labels, progress)
 
     return forward

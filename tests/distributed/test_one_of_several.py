@@ -103,6 +103,14 @@ def test_other_commands_run_in_the_first_process_only(tmp_path: Path, monkeypatc
     assert main(words) == 0
 
 
+def test_a_program_that_has_joined_its_processes_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(ValueError, match=r"torch\.distributed is in use already: call destroy_process_group"), distributed.group(1):
+        pass
+
+
 def test_torchruns_report_has_the_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     assert main(["pretrain", "epochs=0"]) == 2

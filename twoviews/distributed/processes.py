@@ -103,7 +103,7 @@ def group(wait_seconds: float) -> Iterator[None]:
 
     Raises:
         ProcessLost: if another process ended or did not answer; it says which.
-        ValueError: if the environment is not torchrun's.
+        ValueError: if the environment is not torchrun's, or torch.distributed is in use already.
     """
     global _group, _joined
     count = int(os.environ.get("WORLD_SIZE", "1"))
@@ -114,6 +114,8 @@ def group(wait_seconds: float) -> Iterator[None]:
         number, local, here = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     except KeyError as error:
         raise ValueError(f"WORLD_SIZE={count} without {error.args[0]}: start several processes with torchrun") from None
+    if dist.is_initialized():  # by the program that calls us, or by a run that failed
+        raise ValueError("torch.distributed is in use already: call destroy_process_group() before, or start the program again")
     store = dist.PrefixStore(f"twoviews {_joined}", next(dist.rendezvous("env://"))[0])
     _joined += 1
     backend, longer = ("cpu:gloo,cuda:nccl", LONGER) if torch.cuda.is_available() else ("gloo", 0.0)
