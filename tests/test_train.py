@@ -61,6 +61,17 @@ def test_checkpoints_are_at_least_so_many_seconds_apart_and_the_last_step_is_sav
     assert summary["compile_seconds"] <= summary["seconds"]
 
 
+@pytest.mark.slow
+def test_checkpoints_of_a_resnet_whose_epochs_take_a_second_cost_at_most_3_percent(tmp_path: Path) -> None:
+    words = ["recipe=simclr_cifar10", "dataset=blood_cells", "train_size=16", "batch_size=8", "epochs=80", "warmup_epochs=0"]
+    cfg = config.load("pretrain", [*words, "probe_every=0", "device=cpu", "precision=fp32", "compile=false"])
+    with runs.RunFolder(runs.create(tmp_path, "run", "seed: 0\n")) as run:
+        code, summary = train.fit(cfg, build.build(cfg), run)
+    assert code == 0
+    assert summary["seconds"] > 65, "at least one checkpoint besides the last"
+    assert 0 < summary["checkpoint_seconds"] <= 0.03 * (summary["seconds"] + summary["checkpoint_seconds"]), summary
+
+
 @pytest.mark.parametrize(
     ("changes", "left", "says"),
     [

@@ -66,6 +66,16 @@ def test_p2_with_a_batchnorm_of_each_process_all_still_agree(one: dict[str, Any]
         assert found[0][case]["losses"] == pytest.approx(one[case]["losses"], rel=0.2), case
 
 
+@pytest.mark.slow
+def test_with_a_batchnorm_of_each_process_the_loss_after_200_steps_is_within_the_spread_of_seeds(tmp_path: Path) -> None:
+    one, two = (processes.run(count, "spread.py", tmp_path)[0]["losses"] for count in (1, 2))
+    assert all(len(losses) == 200 for losses in one + two)
+    ends = [[sum(losses[-20:]) / 20 for losses in found] for found in (one, two)]
+    spread = max(ends[0]) - min(ends[0])
+    assert ends[0] != ends[1], "each process has a BatchNorm of its own"
+    assert min(ends[0]) - spread <= min(ends[1]) <= max(ends[1]) <= max(ends[0]) + spread, ends
+
+
 @pytest.mark.parametrize(("start", "count"), [(0, 7), (1, 6), (3, 4), (33 * 5, 33 * 3), (8, 8)])
 def test_a_part_of_a_random_sequence_is_that_part_of_the_whole(start: int, count: int) -> None:
     assert philox(3, 5, 1, count, start).tolist() == philox(3, 5, 1, 400)[start : start + count].tolist()
