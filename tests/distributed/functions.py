@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from twoviews.models.batchnorm import sync_batchnorm
 
 
 def look_and_write(path: Path) -> bool:
-    """Return whether a file exists, and write it."""
+    """Return whether a file exists, and write it, but so late that processes which work at the same time do not find it."""
     found = path.exists()
+    time.sleep(0.5)
     path.touch()
     return found
 

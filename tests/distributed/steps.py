@@ -55,12 +55,13 @@ def trained(cfg: config.Config) -> dict[str, Any]:
     return {"state": parts.method.state_dict(), "losses": losses}
 
 
-def main(file: str, sync_bn: str) -> None:
+def main(file: str, sync_bn: str, splits: str | None = None) -> None:
+    """Store what every case gives, or only that of MoCo with so many sub-batches."""
     tiny.make_fast(setattr)
     found = {}
     with distributed.group(60):
-        for case in CASES:
-            cfg = configuration(case, sync_bn=sync_bn == "true")
+        for case in ("moco",) if splits else CASES:
+            cfg = configuration(case, sync_bn=sync_bn == "true", **({"bn_splits": int(splits)} if splits else {}))
             found[case] = {**gradients(cfg), **trained(cfg)}
     torch.save(found, file)
 

@@ -64,6 +64,9 @@ def test_p2_with_a_batchnorm_of_each_process_all_still_agree(one: dict[str, Any]
         same = case == "moco"  # its sub-batches are those of one process
         assert (found[0][case]["losses"] == pytest.approx(one[case]["losses"], rel=1e-9)) == same, case
         assert found[0][case]["losses"] == pytest.approx(one[case]["losses"], rel=0.2), case
+    # two processes are two sub-batches, and keys are computed in the other one than their queries
+    two_parts = processes.run(1, "steps.py", tmp_path, "true", "2")[0]["moco"]["losses"]
+    assert found[0]["moco, whole batch"]["losses"] == pytest.approx(two_parts, rel=1e-9)
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ def test_features_of_a_network_are_solved_within_1e5_in_few_evaluations(case: st
     problem = Problem(*bundled(case, every=5))
     solved = problem.solve(DECAYS)
     counts = {decay: evaluations.count(decay) for decay in DECAYS}
-    assert max(counts.values()) < (300 if "few rows" in case else 100), counts
+    assert max(counts.values()) < (330 if "few rows" in case else 115), counts
     best = best_objective(problem, 1e-4, solver="newton-cholesky", tol=1e-10)
     assert abs(excess(problem, solved[DECAYS.index(1e-4)], 1e-4, best)) < 1e-5
 
@@ -130,6 +130,17 @@ def test_the_objective_is_within_1e5_of_scikit_learns(case: str, decay: float) -
     above = excess(problem, w, decay, best_objective(problem, decay, tol=1e-8))
     print(f"{case}, decay {decay:.0e}: {above:+.1e} above scikit-learn's objective, {seconds:.2f} s")
     assert above < 1e-5
+
+
+@pytest.mark.slow
+def test_the_optimum_is_reached_in_any_order_of_the_rows() -> None:
+    """An iteration can gain little though many more would gain much: with a tolerance of 1e-7 one order in ten ended too early."""
+    features, labels, classes = bundled("fashion h, few rows")
+    best = best_objective(Problem(features, labels, classes), 1e-5, solver="newton-cholesky", tol=1e-10)
+    for seed in (7, 9, 11):
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        problem = Problem(features[order], labels[order], classes)
+        assert excess(problem, problem.solve([1e-5])[0], 1e-5, best) < 3e-6
 
 
 @pytest.mark.long

@@ -12,8 +12,8 @@ from twoviews.probes.embed import finite
 from twoviews.progress import Progress
 
 DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: it is chosen among equally good ones
-ITERATIONS, TOLERANCE = 300, 1e-7  # at most, of L-BFGS, and the relative gain of an iteration that ends it: within 1e-5 of the optimum
-ROUNDS = 3  # at most, each with the curvature where the one before ended: float32 and a wrong curvature can end one too early
+ITERATIONS, TOLERANCE = 300, 2e-8  # at most, of L-BFGS, and the relative gain of an iteration that ends it: within 1e-5 of the optimum
+ROUNDS = 4  # at most, each with the curvature where the one before ended: float32 and a wrong curvature can end one too early
 CHOOSING, ROUGH = 20, 2e-5  # the same for each decay while one is chosen: within 1e-3 of its optimum on features of a network
 OWN_UP_TO = 2048  # dimensions, in which each class has its own curvature; above, all classes share their mean: less time and memory
 SHARED_UP_TO = 6144  # dimensions; above, only the diagonal of the curvature is used
