@@ -14,7 +14,7 @@ import numpy as np
 from measure import timed
 from peers import IMAGES, made_images
 
-from twoviews import build, config, device, runs, train
+from twoviews import build, config, device, inputs, runs, train
 from twoviews.data import READERS
 from twoviews.data.arrays import Arrays
 
@@ -59,7 +59,7 @@ def seconds_of_views(batch: int) -> float:
     """Return the seconds that making the views of one step takes, on all threads, as in a run."""
     images = made_images()
     cfg = config.load("pretrain", ["recipe=simclr_cifar10"])
-    views = build.build_views(cfg, SimpleNamespace(images=images, mean=(0.5,) * 3, std=(0.25,) * 3))  # type: ignore[arg-type]
+    views = inputs.build_views(cfg, SimpleNamespace(images=images, mean=(0.5,) * 3, std=(0.25,) * 3))  # type: ignore[arg-type]
     make = build.make_views(device.choose(device="cpu", threads=None, precision="auto", compile="auto"), views)
     numbers = [views.draw(0, step, batch) for step in range(12)]
     return statistics.median([timed(lambda u=u: make(images[:batch], u))[0] for u in numbers][2:])

@@ -17,6 +17,7 @@ FILES = [  # in reading order
     "config/load.py",
     "commands/pretrain.py",
     "build.py",
+    "inputs.py",
     "data/dataset.py",
     "rng.py",
     "views/spec.py",
@@ -25,7 +26,7 @@ FILES = [  # in reading order
     "models/heads.py",
     "methods/base.py",
     "methods/simclr.py",
-    "losses.py",
+    "losses/contrastive.py",
     "train.py",
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from functools import cache
 from typing import Any
 
@@ -10,13 +9,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from twoviews import config
+from twoviews import config, inputs
 from twoviews.config.schema import CONFIG_DIR
-from twoviews.methods import METHODS
+from twoviews.methods import METHODS, arguments
 from twoviews.methods.base import Method
 from twoviews.models.resnet import ThinResNet
 
-PARTS = ("backbone", "embed_dim", "num_classes", "num_images")  # arguments of a constructor that no recipe sets
+PARTS = ("backbone", "embed_dim", "num_classes", "num_images", "num_views", "num_full_views")  # arguments that no recipe sets
 EMBED_DIM, CLASSES, IMAGES = 16, 5, 8
 
 
@@ -42,16 +41,33 @@ def settings(recipe: str) -> config.Config:
 
 def hyper_parameters(method: str) -> list[str]:
     """Return the keys that a method's constructor takes from its recipe."""
-    return [name for name in inspect.signature(METHODS[method]).parameters if name not in PARTS]
+    return [name for name in arguments(METHODS[method]) if name not in PARTS]
+
+
+def sizes(method: str) -> list[int]:
+    """Return the sizes of the views of a method's first recipe: 16 pixels, the smaller ones 8."""
+    cfg = settings(recipes(method)[0])
+    found = cfg.view_sizes or [1] * len(inputs.view_differences(cfg))
+    return [16 if size == max(found) else 8 for size in found]
+
+
+def small(method: str, *, batch: int = IMAGES) -> dict[str, Any]:
+    """Return hyper-parameters that make the heads of a method small enough for a test, in batches of so many images."""
+    values = {"hidden_dims": [24], "predictor_dims": [12], "prototypes": 20, "out_dim": 12}
+    if method == "wmse":  # a sub-batch needs more images than dimensions
+        values |= {"out_dim": batch // 2, "whitening_size": batch}
+    cfg = settings(recipes(method)[0])
+    return {key: value for key, value in values.items() if cfg.get(key)}
 
 
 def tiny(method: str, *, seed: int = 0, **changes: Any) -> Method:
     """Return a method around a network of a few thousand weights. `changes` replace hyper-parameters of its recipe."""
     torch.manual_seed(seed)
     backbone = ThinResNet(in_channels=3, widths=(8, EMBED_DIM), blocks=(1, 1), stem_stride=1)
-    parts = {"backbone": backbone, "embed_dim": EMBED_DIM, "num_classes": CLASSES, "num_images": 50_000}
-    given = {**settings(recipes(method)[0]), **parts, **changes}  # the recipe's `backbone` is a name, ours a module
-    return METHODS[method](**{name: given[name] for name in inspect.signature(METHODS[method]).parameters})
+    views = {"num_views": len(sizes(method)), "num_full_views": sizes(method).count(16)}
+    parts = {"backbone": backbone, "embed_dim": EMBED_DIM, "num_classes": CLASSES, "num_images": 50_000, **views}
+    given = {**settings(recipes(method)[0]), **parts, **small(method), **changes}  # the recipe's `backbone` is a name, ours a module
+    return METHODS[method](**{name: given[name] for name in arguments(METHODS[method])})
 
 
 def batch(method: str, *, seed: int = 0) -> tuple[list[Tensor], Tensor | None, Tensor]:
@@ -60,7 +76,6 @@ def batch(method: str, *, seed: int = 0) -> tuple[list[Tensor], Tensor | None, T
     There are as many views as in the recipe, of 16 pixels, the smaller ones of 8.
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = settings(recipes(method)[0])["view_sizes"] or (1, 1)
-    views = [torch.randn(IMAGES, 3, side, side, generator=generator) for side in (16 if s == max(sizes) else 8 for s in sizes)]
+    views = [torch.randn(IMAGES, 3, side, side, generator=generator) for side in sizes(method)]
     labels = torch.randint(CLASSES, (IMAGES,), generator=generator)
     return views, labels if METHODS[method].uses_labels else None, torch.tensor(0.25)

@@ -29,14 +29,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(source, copy / name)
     git(copy, "init", "-q")
     commit(copy, "before")
-    shutil.copy(copy / "examples/methods/simsiam.py", copy / "twoviews/methods")
-    shutil.copy(copy / "examples/recipes/simsiam_thin.yaml", copy / "twoviews/config/recipes")
+    shutil.copy(copy / "examples/methods/align_uniform.py", copy / "twoviews/methods")
+    shutil.copy(copy / "examples/recipes/align_uniform_thin.yaml", copy / "twoviews/config/recipes")
     registry = copy / "twoviews/methods/__init__.py"
     text = registry.read_text()
-    line = "from twoviews.methods.simclr import SimCLR\n"
-    text = text.replace(line, f"{line}from twoviews.methods.simsiam import SimSiam\n")
-    registry.write_text(text.replace('"simclr": SimCLR,', '"simclr": SimCLR, "simsiam": SimSiam,'))
-    commit(copy, "simsiam")
+    line = "from twoviews.methods.barlow_twins import BarlowTwins\n"
+    text = text.replace(line, f"from twoviews.methods.align_uniform import AlignUniform\n{line}")
+    registry.write_text(text.replace('"simclr": SimCLR,', '"simclr": SimCLR, "align_uniform": AlignUniform,'))
+    commit(copy, "align_uniform")
     return copy
 
 
@@ -58,7 +58,7 @@ def run(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_the_example_costs_three_files(checkout: Path) -> None:
     stat = git(checkout, "show", "--stat", "--format=", "HEAD")
     assert "3 files changed" in stat, stat
-    assert len((ROOT / "examples/methods/simsiam.py").read_text().splitlines()) < 80
+    assert len((ROOT / "examples/methods/align_uniform.py").read_text().splitlines()) < 80
 
 
 def test_the_contract_tests_find_it_and_pass(checkout: Path) -> None:
@@ -70,7 +70,7 @@ def test_the_contract_tests_find_it_and_pass(checkout: Path) -> None:
         "-p",
         "no:cacheprovider",
         "-k",
-        "simsiam and not stored",
+        "align_uniform and not stored",
         "tests/methods",
         "tests/test_stored_losses.py",
     )
@@ -81,14 +81,14 @@ def test_the_contract_tests_find_it_and_pass(checkout: Path) -> None:
 
 
 def test_a_missing_stored_file_names_the_command_that_writes_it(checkout: Path) -> None:
-    done = run(checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "simsiam", "tests/test_stored_losses.py")
+    done = run(checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "align_uniform", "tests/test_stored_losses.py")
     assert done.returncode == 1
-    assert "python tests/test_stored_losses.py simsiam" in done.stdout
+    assert "python tests/test_stored_losses.py align_uniform" in done.stdout
 
 
 def test_it_trains_from_the_command_line(checkout: Path) -> None:
     words = [
-        "recipe=simsiam_thin",
+        "recipe=align_uniform_thin",
         "dataset=fashion_mini",
         "saturation=0",
         "hue=0",
@@ -105,8 +105,8 @@ def test_it_trains_from_the_command_line(checkout: Path) -> None:
 def test_the_page_shows_the_examples_code() -> None:
     page = (ROOT / "docs/add-a-method.md").read_text(encoding="utf-8")
     shown = statements(re.findall(r"```python\n(class.*?)```", page, flags=re.S)[0])
-    assert len(shown) >= 6
-    assert shown - statements((ROOT / "examples/methods/simsiam.py").read_text(encoding="utf-8")) == set()
+    assert len(shown) >= 5
+    assert shown - statements((ROOT / "examples/methods/align_uniform.py").read_text(encoding="utf-8")) == set()
 
 
 def statements(source: str) -> set[str]:

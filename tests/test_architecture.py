@@ -25,7 +25,7 @@ LAYERS = [
     {"cli", "api", "__init__"},  # __init__ imports lazily: the names of the Python API
     {"commands"},
     {"train", "monitor", "evaluation", "embedder", "inspection", "finish"},
-    {"build", "pretrained"},
+    {"build", "inputs", "pretrained"},
     {"cpu", "report"},
     {"methods", "probes"},
     {"models", "views", "data"},
@@ -36,7 +36,7 @@ PARTS = [part for layer in LAYERS for part in layer]
 # What the order alone does not forbid.
 ONLY = {"methods": {"methods", "models", "losses", "distributed"}, "cli": {"config", "runs", "commands", "device", "distributed", "output"}}
 # `config.load`; `config.schema` says what a key is, not its value
-SEE_CONFIG = {"build", "train", "evaluation", "inspection", "finish", "commands", "cli", "api"}
+SEE_CONFIG = {"build", "inputs", "train", "evaluation", "inspection", "finish", "commands", "cli", "api"}
 
 
 def part(name: str) -> str:

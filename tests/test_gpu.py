@@ -80,14 +80,19 @@ def test_views_contain_no_synchronisation(interpolation: str) -> None:
     assert watch.count > 50
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon", "lars"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon", "lars", "larc"])
 @pytest.mark.parametrize("name", list(METHODS))
 def test_a_step_contains_no_synchronisation(name: str, optimizer: str) -> None:
     views, labels, _ = contract.batch(name)
     with on_a_gpu() as watch:
         method = contract.tiny(name)
         steps = optim.build(
-            method.param_groups(), optimizer=optimizer, momentum=0.9, nesterov=optimizer != "adam", weight_decay=1e-4, decay_norms=False
+            method.param_groups(),
+            optimizer=optimizer,
+            momentum=0.9,
+            nesterov=not optimizer.startswith("adam"),
+            weight_decay=1e-4,
+            decay_norms=False,
         )
         inputs = [torch.zeros(x.shape) for x in views], None if labels is None else torch.zeros(labels.shape, dtype=torch.int64)
         progress = torch.zeros(())
@@ -96,6 +101,7 @@ def test_a_step_contains_no_synchronisation(name: str, optimizer: str) -> None:
             loss, extras = method(*inputs, progress)
             for p in method.parameters():  # no backward, because autograd asks the driver for the device
                 p.grad = torch.zeros(p.shape) if p.requires_grad else None
+            method.before_step(progress)
             for group in steps.param_groups:
                 group["lr"] = 0.1
             steps.step()
@@ -106,7 +112,7 @@ def test_a_step_contains_no_synchronisation(name: str, optimizer: str) -> None:
     assert watch.seen == []
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon", "lars"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon", "lars", "larc"])
 def test_an_optimisers_step_has_as_few_kernels_for_many_layers_as_for_one(optimizer: str) -> None:
     """Except Muon's products, which are compiled, and the norms of each layer in LARS."""
     counts = []

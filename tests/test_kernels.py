@@ -7,7 +7,6 @@ A jump means that a fusion was lost, or that a loop over layers or sub-batches i
 from __future__ import annotations
 
 import contextlib
-import inspect
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from twoviews import build, config
-from twoviews.methods import METHODS
+from twoviews.methods import METHODS, arguments
 from twoviews.models.resnet import build_backbone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
@@ -127,7 +126,8 @@ def test_a_step_of_resnet18_has_as_few_kernels_as_before(
     cfg = config.load("pretrain", [f"recipe={name}"])
     net, embed_dim = build_backbone("resnet18", in_channels=3, image_size=32)
     given = {**cfg, "backbone": net, "embed_dim": embed_dim, "num_classes": 10, "num_images": 50_000, "batch_size": batch}
-    method = METHODS[name](**{key: given[key] for key in inspect.signature(METHODS[name]).parameters}).to(memory_format=torch.channels_last)
+    given |= {"num_views": 2, "num_full_views": 2}
+    method = METHODS[name](**{key: given[key] for key in arguments(METHODS[name])}).to(memory_format=torch.channels_last)
     views = [torch.empty(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last) for _ in range(2)]
     counts = [len(re.findall(r"triton_\w+\.run\(", code_for_a_gpu(*graph))) for graph in graphs(method, views)]
     print(f"{name}: {counts[0]} kernels forward, {counts[1]} backward")

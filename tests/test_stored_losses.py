@@ -40,7 +40,7 @@ MACHINE = {"device": "cpu", "threads": 1, "compile": False, "probe_every": 0, "m
 def science(method: str) -> dict[str, Any]:
     """Return every science key of the method's first recipe, with small values."""
     keys, resolved = schema.keys("science"), contract.settings(contract.recipes(method)[0])
-    small = {**SMALL, "view_sizes": [12] * len(resolved.view_sizes or (1, 1))}
+    small = {**SMALL, **contract.small(method, batch=SMALL["batch_size"]), "view_sizes": [12] * len(contract.sizes(method))}
     return {key: small.get(key, value) for key, value in resolved.items() if key in keys}
 
 
@@ -82,7 +82,7 @@ def test_every_science_key_of_a_recipe_is_stored(method: str) -> None:
 
 def test_every_stored_file_belongs_to_a_method() -> None:
     assert {path.stem for path in STORED.glob("*.yaml")} == set(METHODS)
-    assert {path.stem for path in STORED.glob("*.json")} - {"recipes"} == set(METHODS)
+    assert {path.stem for path in STORED.glob("*.json")} - {"recipes", "oracles"} == set(METHODS)
 
 
 def store_recipes() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tiny as small
@@ -11,6 +14,7 @@ import torch
 from torch import nn
 
 from twoviews import build, config, runs, train
+from twoviews.methods import METHODS
 from twoviews.progress import Clock, Progress
 
 
@@ -24,11 +28,13 @@ def test_a_collapse_is_reported_while_it_happens(
     parts = build.build(config.load("pretrain", tiny))
     with Progress("train", 5, "views") as bar:
         monkeypatch.setattr(parts.method, "modules_to_probe", lambda: {"h": parts.method.backbone, "z": nn.Flatten()})
-        healthy = train.monitor(parts, bar, 5)
+        healthy = train.monitor(parts, bar, 5, advice="lower it")
         assert "warning" not in capsys.readouterr().out
         monkeypatch.setattr(nn.Flatten, "forward", constant)
-        collapsed = train.monitor(parts, bar, 5)
-    assert "warning: z is collapsing" in capsys.readouterr().out
+        collapsed = train.monitor(parts, bar, 5, advice="lower it")
+    said = capsys.readouterr().out
+    assert "warning: z is collapsing" in said
+    assert ": lower it\n" in said
     assert healthy["z_spread"] > 0.25 > collapsed["z_spread"]
     assert healthy["z_rankme"] > 2 > collapsed["z_rankme"]
 
@@ -40,9 +46,80 @@ def test_a_group_with_constant_lr_keeps_the_peak_rate(tiny: list[str]) -> None:
     follows, keeps = ({"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2))
     optimizer = torch.optim.SGD([follows, {**keeps, "constant_lr": True}], lr=0.0)
     for step in (1, plan.steps - 1):
-        rate = plan.set_learning_rate(optimizer, step)
+        rate = plan.set_rates(optimizer, step)
         assert rate < parts.peak_rate
         assert [group["lr"] for group in optimizer.param_groups] == [rate, parts.peak_rate]
+
+
+def test_a_collapsing_run_says_what_to_change_for_its_method(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = small.words(data, tmp_path / "runs", "probe_every=1", recipe="byol_thin")
+    monkeypatch.setattr(METHODS["byol"], "modules_to_probe", lambda self: {"h": self.backbone, "z": nn.Flatten()})
+    monkeypatch.setattr(nn.Flatten, "forward", constant)
+    trained(words, tmp_path)
+    assert ": raise ema_decay, lower learning_rate, and keep hidden_bn=true\n" in capsys.readouterr().out
+
+
+def trained(tiny: list[str], tmp_path: Path, *words: str) -> build.Parts:
+    """Train with further words and return the parts."""
+    cfg = config.load("pretrain", [*tiny, *words])
+    parts = build.build(cfg)
+    with runs.RunFolder(runs.create(tmp_path, "run", "seed: 0\n")) as run:
+        assert train.fit(cfg, parts, run)[0] == 0
+    return parts
+
+
+def test_before_step_sees_gradients_and_old_weights_and_after_step_new_ones(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, float, float, bool]] = []
+
+    def note(name: str) -> Callable[[Any, torch.Tensor], None]:
+        def step(self: Any, progress: torch.Tensor) -> None:
+            weight = next(self.parameters())
+            seen.append((name, float(progress), float(weight.detach().sum()), weight.grad is not None))
+
+        return step
+
+    for name in ("before_step", "after_step"):
+        monkeypatch.setattr(METHODS["simclr"], name, note(name))
+    trained(tiny, tmp_path)
+    assert [name for name, *_ in seen] == ["before_step", "after_step"] * 5
+    assert [progress for _, progress, *_ in seen] == pytest.approx([0, 0, 0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.8, 0.8])
+    assert [gradient for *_, gradient in seen] == [True, False] * 5
+    weights = [weight for _, _, weight, _ in seen]
+    assert weights[1::2][:-1] == weights[2::2], "nothing changes between a step and the next backward pass"
+    assert all(before != after for before, after in zip(weights[::2], weights[1::2], strict=True))
+
+
+def test_clip_gradients_limits_the_norm_of_all_gradients_together(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    real = torch.optim.SGD.step
+
+    def step(self: torch.optim.Optimizer) -> None:
+        norms.append(float(torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]]).norm()))
+        real(self)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    trained(tiny, tmp_path / "free", "optimizer=sgd")
+    free, norms[:] = list(norms), []
+    trained(tiny, tmp_path / "clipped", "optimizer=sgd", "clip_gradients=0.01")
+    assert min(free) > 0.02
+    assert norms == pytest.approx([0.01] * 5, rel=1e-3)
+
+
+def test_weight_decay_end_changes_the_decay_as_a_cosine_where_there_is_any(tiny: list[str]) -> None:
+    cfg = config.load("pretrain", [*tiny, "weight_decay=0.04", "weight_decay_end=0.4", "decay_norms=false"])
+    parts = build.build(cfg)
+    plan = train.Plan(cfg, parts)
+    decayed, rest = parts.optimizer.param_groups
+    found = []
+    for step in range(plan.steps):
+        plan.set_rates(parts.optimizer, step)
+        found.append(decayed["weight_decay"])
+        assert rest["weight_decay"] == 0
+    assert found == pytest.approx([0.4 - 0.36 * (math.cos(math.pi * step / plan.steps) + 1) / 2 for step in range(plan.steps)])
 
 
 @pytest.mark.parametrize(("seconds", "saves"), [(0, [1, 2, 3, 4, 5]), (1000, [5])])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twoviews import runs
+from twoviews import config, runs
 from twoviews.data import READERS
 from twoviews.data.arrays import Arrays
 from twoviews.data.idx import FILES
@@ -90,8 +90,11 @@ def words(data: Path, runs_dir: Path, *more: str, recipe: str = "fashion_thin", 
         "device=cpu",
         f"runs_dir={runs_dir}",
     ]
-    if recipe.startswith("moco"):
-        chosen += [f"queue_size={batch * 9 // 4}", "bn_splits=4"]  # no multiple of a batch: the cursor wraps in the middle of one
+    cfg = config.load("pretrain", [f"recipe={recipe}"])
+    if cfg.get("queue_size"):
+        chosen += [f"queue_size={batch * 9 // 4}"]  # no multiple of a batch: the cursor wraps in the middle of one
+    chosen += ["bn_splits=4"] if "bn_splits" in cfg else []
+    chosen += [f"whitening_size={batch}", f"out_dim={batch // 2}"] if "whitening_size" in cfg else []
     keys = {word.partition("=")[0] for word in more}
     return [word for word in chosen if word.partition("=")[0] not in keys] + list(more)
 

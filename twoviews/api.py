@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from twoviews import config, device, output
-from twoviews.build import OWN_DATA
 from twoviews.commands.evaluate import run_evaluate
 from twoviews.commands.pretrain import run_pretrain
 from twoviews.config import Config
 from twoviews.data import own
 from twoviews.data.arrays import Arrays
+from twoviews.inputs import OWN_DATA
 from twoviews.train import OnStep
 
 READING = ("dataset", "data_dir", "image_size", "layout", "classes", "background", "value_range", "on_bad")  # keys for data in files

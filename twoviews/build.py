@@ -6,9 +6,8 @@ plain PyTorch.
 
 import contextlib
 import importlib
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 from twoviews import device, distributed, optim, runs
 from twoviews.config import Config
 from twoviews.data.arrays import Arrays
-from twoviews.data.dataset import Dataset, load, prepare, steps_per_epoch
-from twoviews.data.folder import Options
-from twoviews.methods import METHODS
+from twoviews.data.dataset import Dataset, prepare, steps_per_epoch
+from twoviews.inputs import build_views, check, load_data, normalisation, view_differences
+from twoviews.methods import METHODS, arguments
 from twoviews.methods.base import Method
 from twoviews.models.batchnorm import sync_batchnorm
 from twoviews.models.resnet import build_backbone, whiten_stem
@@ -29,10 +28,9 @@ from twoviews.pretrained import BUNDLED
 from twoviews.probes.embed import embed
 from twoviews.rng import seeded
 from twoviews.runs import weights
-from twoviews.views import Views, ViewSpec
+from twoviews.views import Views
 
-FROM_DATA = ("backbone", "embed_dim", "num_classes", "num_images")  # arguments of constructors that are not keys
-OWN_DATA = "own_data"  # what `dataset` is in a run whose images were given in Python; no word of a command line
+FROM_DATA = ("backbone", "embed_dim", "num_classes", "num_images", "num_views", "num_full_views")  # arguments that are not keys
 LEAST_SAMPLE = 200  # images; statistics of fewer say little: RankMe is at most their number
 WHITEN_IMAGES = 5000  # training images from which the statistics of patches are computed
 
@@ -90,7 +88,7 @@ def build(cfg: Config, data: Arrays | None = None, *, trains: bool = True) -> Pa
     images, labels = dataset.training(cfg.train_on, labelled=METHODS[cfg.method].uses_labels)
     peak = optim.resolve_learning_rate(cfg.learning_rate, cfg.base_learning_rate, cfg.batch_size)
     with contextlib.nullcontext() if trains else distributed.alone():
-        _check(cfg, dataset, len(images), bool((labels < 0).any()))
+        check(cfg, dataset, len(images), bool((labels < 0).any()))
         method = to_device(build_method(cfg, dataset, _init_file(cfg)), machine)
     views = build_views(cfg, dataset)
     optimizer = optim.build(
@@ -115,39 +113,6 @@ def build(cfg: Config, data: Arrays | None = None, *, trains: bool = True) -> Pa
     )
 
 
-def load_data(cfg: Config) -> Dataset:
-    """Return the data set of a configuration.
-
-    Raises:
-        ValueError: if the data cannot be read.
-    """
-    if cfg.dataset == OWN_DATA:
-        raise ValueError(
-            f"dataset={OWN_DATA}: the images of this run were given in Python, with data=: give them again there, "
-            "twoviews.pretrain(resume=<run>, data=...) or twoviews.evaluate(<run>, data=...)"
-        )
-    given = {key.name: cfg.get(key.name) for key in fields(Options)}  # runs of version 0.1.0 lack some of these keys
-    options: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None}
-    return load(cfg.dataset, cfg.data_dir, cfg.get("train_size"), options=Options(**options))
-
-
-def _check(cfg: Config, dataset: Dataset, images: int, unlabelled: bool) -> None:
-    """Refuse combinations of keys and data that cannot be trained."""
-    if METHODS[cfg.method].uses_labels and unlabelled:
-        raise ValueError(f"train_on={cfg.train_on}: {cfg.method} needs labels, and test images have none here: expected train+val")
-    if cfg.batch_size > images:
-        raise ValueError(f"batch_size={cfg.batch_size}: {dataset.title} has {images} images in {cfg.train_on}: choose at most that")
-    if not cfg.drop_last and images % cfg.batch_size == 1:
-        raise ValueError(f"drop_last=false: the last batch of an epoch would hold one image (of {images}): change batch_size or drop it")
-    processes, last = distributed.size(), 0 if cfg.drop_last else images % cfg.batch_size
-    if cfg.batch_size % processes:
-        raise ValueError(f"batch_size={cfg.batch_size}: {processes} processes cannot share it: choose a multiple of {processes}")
-    if last % processes:
-        raise ValueError(f"drop_last=false: {processes} processes cannot share the last batch of {last} images: use drop_last=true")
-    if min(cfg.batch_size, last or cfg.batch_size) < 2 * processes:
-        raise ValueError(f"batch_size={cfg.batch_size}: each of {processes} processes needs two images: choose at least {2 * processes}")
-
-
 def _init_file(cfg: Config) -> Path | None:
     """Return the weights that `init` names: a file, a bundled model or a run."""
     if not cfg.get("init"):
@@ -157,21 +122,6 @@ def _init_file(cfg: Config) -> Path | None:
         return path
     also = f", weights file or bundled model ({', '.join(BUNDLED)})"
     return runs.find(cfg.init, Path(cfg.runs_dir), key="init", also=also) / runs.BACKBONE
-
-
-def build_views(cfg: Config, dataset: Dataset) -> Views:
-    """Return the recipe's views of this data set: two of the images' own size unless `view_sizes` says otherwise."""
-    channels, height, width = dataset.images.shape[1:]
-    mean, std = _normalisation(cfg, dataset)
-    common = {name: cfg[name] for name in inspect.signature(ViewSpec).parameters if name != "size"}
-    specs = [ViewSpec(size=size, **common) for size in cfg.view_sizes or (height, height)]
-    return Views(image_shape=(channels, height, width), specs=specs, mean=mean, std=std)
-
-
-def _normalisation(cfg: Config, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation for pixels in [0, 1]: the data set's, or 0 and 1."""
-    channels = dataset.images.shape[1]
-    return (dataset.mean, dataset.std) if cfg.normalize else ((0.0,) * channels, (1.0,) * channels)
 
 
 def build_method(cfg: Config, dataset: Dataset, init: Path | None = None) -> Method:
@@ -190,12 +140,14 @@ def build_method(cfg: Config, dataset: Dataset, init: Path | None = None) -> Met
     with seeded(cfg.seed):
         backbone, embed_dim = build_backbone(cfg.backbone, in_channels=channels, image_size=height, stem_init=stem_init)
         if cfg.whiten_stem:
-            mean, std = (torch.tensor(v).view(-1, 1, 1) for v in _normalisation(cfg, dataset))
+            mean, std = (torch.tensor(v).view(-1, 1, 1) for v in normalisation(cfg, dataset))
             some = images[:: -(-len(images) // WHITEN_IMAGES)]  # spread over the set: an image folder is sorted by class
             whiten_stem(backbone, (some.float() / 255 - mean) / std)
         if init is not None:
             weights.load_into(backbone, init)
-        parts = dict(zip(FROM_DATA, (backbone, embed_dim, len(dataset.classes), len(images)), strict=True))
+        sizes = cfg.view_sizes or [height] * len(view_differences(cfg))
+        full = sum(size == max(sizes) for size in sizes)
+        parts = dict(zip(FROM_DATA, (backbone, embed_dim, len(dataset.classes), len(images), len(sizes), full), strict=True))
         method = METHODS[cfg.method](**given_to_method(cfg, parts))
     if cfg.get("sync_bn") and distributed.size() > 1:
         sync_batchnorm(method)
@@ -208,7 +160,7 @@ def given_to_method(cfg: Config, parts: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if the recipe lacks a key that the constructor names.
     """
-    names = [name for name in inspect.signature(METHODS[cfg.method].__init__).parameters if name != "self"]
+    names = arguments(METHODS[cfg.method])
     if missing := [name for name in names if name not in parts and name not in cfg]:
         raise ValueError(
             f"method={cfg.method}: needs the key {missing[0]}, which recipe={cfg.recipe} does not set: "
@@ -297,4 +249,4 @@ def backbone_bytes(cfg: Config, parts: Parts, run: str) -> bytes:
     description = {"backbone": cfg.backbone, "in_channels": str(channels), "image_size": str(height)}
     description |= {name: " ".join(f"{v:.6f}" for v in values) for name, values in (("mean", parts.views.mean), ("std", parts.views.std))}
     description |= {"recipe": cfg.recipe, "dataset": parts.dataset.title, "run": run}
-    return weights.to_bytes(parts.method.backbone.state_dict(), description)
+    return weights.to_bytes(parts.method.modules_to_probe()["h"].state_dict(), description)

@@ -26,6 +26,7 @@ USAGE = """usage: twoviews <verb> key=value ...
   twoviews runs compare                             all runs; mean ± std over seeds; tables of the reference projects
   twoviews report run=latest                        write the run's report.html again
   twoviews bench what=all                           speed beside other tools (in a clone of the repository)
+  twoviews methods                                  the methods, their papers and recipes
   twoviews doctor                                   what this machine has and what would be chosen on it
 
   twoviews <verb> --help                            the keys of a verb, each with its value and meaning

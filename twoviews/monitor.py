@@ -12,8 +12,15 @@ MONITOR_BANK, MONITOR_K = 10_000, 10  # of kNN
 MONITOR_Z = 2000  # images whose projections show a collapse
 
 
-def monitor(parts: Parts, bar: Progress, done: int) -> dict[str, float]:
-    """Evaluate kNN on training images alone, and check for a collapse; print one line and return the values."""
+def monitor(parts: Parts, bar: Progress, done: int, *, advice: str) -> dict[str, float]:
+    """Evaluate kNN on training images alone, and check for a collapse; print one line and return the values.
+
+    Args:
+        parts: of the run.
+        bar: prints the line.
+        done: steps.
+        advice: what to change if z collapses.
+    """
     train_images, train_labels = parts.dataset.split("train")
     val_images, val_labels = parts.dataset.split("val")
     modules = parts.method.modules_to_probe()
@@ -33,5 +40,5 @@ def monitor(parts: Parts, bar: Progress, done: int) -> dict[str, float]:
         text += f"kNN-{k} on val{' (whose labels are trained on)' if learned else ''} {100 * accuracy:.1f} %, "
     bar.line(f"{text}spread of z {z_spread:.2f}, RankMe {rank:.0f}")
     if z_spread < SPREAD_FLOOR or rank < 2:
-        bar.line(f"warning: z is collapsing: spread {z_spread:.2f} (healthy: 1), RankMe {rank:.1f} of {z.shape[1]}")
+        bar.line(f"warning: z is collapsing: spread {z_spread:.2f} (healthy: 1), RankMe {rank:.1f} of {z.shape[1]}: {advice}")
     return values

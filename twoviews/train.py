@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twoviews import device, distributed, optim, runs
+from twoviews import config, device, distributed, optim, runs
 from twoviews.build import Parts, backbone_bytes, make_forward, make_views
 from twoviews.config import Config
 from twoviews.data.dataset import batch_rows
@@ -43,8 +43,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None =
         (exit code: 0, or 128 + signal, the `train` entry of the summary; {} if the run was stopped).
 
     Raises:
-        FloatingPointError: if a loss or a weight is not finite. The last checkpoint stays, and `replay.json` says how to
-            reproduce the step.
+        FloatingPointError: if a loss or a weight is not finite; the checkpoint stays, and `replay.json` says how to repeat the step.
     """
     method, machine, optimizer = parts.method, parts.machine, parts.optimizer
     plan = Plan(cfg, parts)
@@ -61,12 +60,13 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None =
             with machine.autocast():
                 loss, extras = forward(to_views(parts.images[rows], u), None if parts.labels is None else parts.labels[rows], progress)
             loss.backward()
-            rate = plan.set_learning_rate(optimizer, step)
+            method.before_step(progress)
+            optim.clip(method.parameters(), cfg.get("clip_gradients"))  # runs of version 0.1.0 lack this key
+            rate = plan.set_rates(optimizer, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             method.after_step(progress)
             distributed.average_running_statistics(method)
-
             done = step + 1
             log.add(step, loss, extras, rate, batch_size=batch_size)
             bar.add()
@@ -84,7 +84,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None =
                 clock.pause()
                 bar.add(0, log.status())
                 with clock.counting("probes"):
-                    log.write(monitor(parts, bar, done) if probing else {})
+                    log.write(monitor(parts, bar, done, advice=config.against_collapse(cfg.method)) if probing else {})
                 _save(cfg, run, parts, clock, done, keeping=keeping, saving=saving)
                 clock.start()
             if stopping:
@@ -125,8 +125,8 @@ class Plan:
         epochs = self.cfg[key]
         return bool(epochs) and done % max(1, round(epochs * self.steps_per_epoch)) == 0
 
-    def set_learning_rate(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set and return the learning rate of a step; groups with `constant_lr` keep the peak rate."""
+    def set_rates(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """Set learning rate and weight decay of a step, and return the rate; groups with `constant_lr` keep the peak rate."""
         rate = optim.learning_rate(
             step,
             steps=self.steps,
@@ -139,6 +139,8 @@ class Plan:
         )
         for group in optimizer.param_groups:
             group["lr"] = self.peak_rate if group.get("constant_lr") else rate
+            if self.cfg.get("weight_decay_end") is not None and group["weight_decay"] > 0:
+                group["weight_decay"] = optim.cosine(self.cfg.weight_decay, self.cfg.weight_decay_end, step / self.steps)
         return rate
 
 

@@ -18,7 +18,7 @@ import torch
 import yaml
 from view_helpers import boxes, numbers, pictures, spec_of, torchvision_crop, torchvision_jitter
 
-from twoviews import build, config, data, optim
+from twoviews import build, config, data, inputs, optim
 from twoviews.config import Config
 from twoviews.config.schema import CONFIG_DIR, RULES
 from twoviews.data.arrays import Arrays
@@ -215,7 +215,7 @@ def test_the_projector_is_the_published_one(name: str, backbone: str, embed_dim:
 def test_the_views_equal_torchvisions_with_the_published_numbers(name: str) -> None:
     row = PUBLISHED[name]
     assert recipe(name).normalize == row.normalize
-    views = build.build_views(Config({**recipe(name), "normalize": False}), _cifar())
+    views = inputs.build_views(Config({**recipe(name), "normalize": False}), _cifar())
     assert views.sizes == (32, 32)
     assert views.specs[0] == views.specs[1]
     assert views.specs[0].crop_scale == list(row.crop)

@@ -18,15 +18,25 @@ from twoviews.methods import METHODS
 BATCH, STEPS = 16, 20
 SMALL: dict[str, Any] = {
     **{"dataset": "fashion_mini", "backbone": "thin16", "epochs": 1, "batch_size": BATCH, "precision": "fp64", "seed": 0},
-    **{"hidden_dims": [16], "out_dim": 8, "queue_size": 72, "train_size": 640},  # the queue's cursor wraps in the middle of a batch
+    **{"queue_size": 72, "train_size": 640},  # the queue's cursor wraps in the middle of a batch
     **{"device": "cpu", "threads": 1, "compile": False, "probe_every": 0, "max_steps": STEPS, "log_interval": 0},
 }
 CASES = {**{name: {} for name in METHODS}, "moco": {"bn_splits": 4}, "moco, whole batch": {"bn_splits": 1}}
 
 
 def configuration(case: str, **changes: Any) -> config.Config:
-    settings = contract.settings(contract.recipes(case.split(",")[0])[0])
-    return config.Config({**settings, **SMALL, "view_sizes": [12] * len(settings.view_sizes or (1, 1)), **CASES[case], **changes})
+    method = case.split(",")[0]
+    settings = contract.settings(contract.recipes(method)[0])
+    return config.Config(
+        {
+            **settings,
+            **SMALL,
+            **contract.small(method, batch=BATCH),
+            "view_sizes": [12] * len(contract.sizes(method)),
+            **CASES[case],
+            **changes,
+        }
+    )
 
 
 def gradients(cfg: config.Config) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_after_a_step_the_state_stays_finite_and_the_next_loss_too(name: str) ->
 def test_only_methods_that_use_labels_depend_on_them(name: str) -> None:
     method, (views, labels, progress) = contract.tiny(name), contract.batch(name)
     if METHODS[name].uses_labels:
-        other = (labels + 1) % contract.CLASSES
+        other = labels // 2  # merges classes: a loss may depend on the partition alone
         assert copy.deepcopy(method)(views, other, progress)[0] != copy.deepcopy(method)(views, labels, progress)[0]
         with pytest.raises(ValueError, match="labels"):
             method(views, None, progress)
@@ -172,7 +172,7 @@ def test_float64_stays_float64(name: str) -> None:
 @every_method
 def test_the_constructor_is_keyword_only_and_has_no_defaults(name: str) -> None:
     for key, parameter in inspect.signature(METHODS[name]).parameters.items():
-        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, key
+        assert parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD), key
         assert parameter.default is inspect.Parameter.empty, f"{key}: the recipe sets the value, not the code"
 
 
@@ -187,7 +187,12 @@ def test_a_recipe_of_the_method_sets_its_hyper_parameters(name: str) -> None:
 @every_method
 def test_the_method_trains_from_its_recipe(name: str, tmp_path: Path, fast: None) -> None:
     # fashion_mini has one channel, so colour operations change nothing, and every recipe fits
-    words = f"recipe={contract.recipes(name)[0]} dataset=fashion_mini backbone=thin16 batch_size=16 view_sizes=[12,12] max_steps=3"
+    sizes = ",".join(["12"] * len(contract.sizes(name)))
+    values = contract.small(name, batch=16) | ({"queue_size": 512} if "queue_size" in contract.hyper_parameters(name) else {})
+    small = " ".join(f"{key}={value}" for key, value in values.items()).replace(", ", ",")
+    words = (
+        f"recipe={contract.recipes(name)[0]} dataset=fashion_mini backbone=thin16 batch_size=16 view_sizes=[{sizes}] max_steps=3 {small}"
+    )
     machine = f"probe_every=0 precision=fp32 compile=false threads=1 device=cpu runs_dir={tmp_path}"
     cfg = config.load("pretrain", [*words.split(), *machine.split()])
     parts = build.build(cfg)
@@ -214,7 +219,7 @@ def test_one_forward_changes_only_the_statistics_of_batchnorm(name: str) -> None
 def test_views_of_different_sizes_are_accepted(name: str, one_forward: bool) -> None:
     views, labels, progress = contract.batch(name)
     smaller = [views[0], *(view[:, :, :8, :8] for view in views[1:])]
-    loss, _ = contract.tiny(name, one_forward=one_forward)(smaller, labels, progress)
+    loss, _ = contract.tiny(name, one_forward=one_forward, num_full_views=1)(smaller, labels, progress)
     assert torch.isfinite(loss)
 
 

@@ -20,9 +20,3 @@ def test_simclr_is_nt_xent_of_its_projections(count: int, one_forward: bool) -> 
     torch.testing.assert_close(method(views, None, progress)[0], nt_xent(z, 0.3, count))
     shuffled = z.view(count, contract.IMAGES, -1).transpose(0, 1).flatten(0, 1)
     assert abs(nt_xent(shuffled, 0.3, count) - nt_xent(z, 0.3, count)) > 1e-3, "a wrong pairing must change the loss"
-
-
-@pytest.mark.parametrize("temperature", [0.0, -0.5])
-def test_simclr_refuses_a_temperature_that_is_not_positive(temperature: float) -> None:
-    with pytest.raises(ValueError, match="temperature"):
-        contract.tiny("simclr", temperature=temperature)

@@ -52,19 +52,9 @@ MUTANTS = [
     ),
     Mutant("sync_bn ignored", "build.py", 'if cfg.get("sync_bn") and', "if False and", P1),
     Mutant(
-        "each process has all sub-batches",
-        "methods/moco.py",
-        "split_batchnorm(module, bn_splits // processes)",
-        "split_batchnorm(module, bn_splits)",
-        P1,
+        "each process has all sub-batches", "methods/moco.py", "split_batchnorm(module, splits)", "split_batchnorm(module, bn_splits)", P1
     ),
-    Mutant(
-        "keys stay in their process",
-        "methods/moco.py",
-        "splits = len(x), max(self.bn_splits, distributed.size())",
-        "splits = len(x), self.bn_splits",
-        P2,
-    ),
+    Mutant("keys stay in their process", "models/momentum.py", "n, splits = len(x), max(splits, distributed.size())", "n = len(x)", P2),
     Mutant(
         "the answer of one process",
         "distributed/stop.py",

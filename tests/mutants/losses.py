@@ -2,54 +2,39 @@
 
 from mutants.mutant import Mutant
 
+FILE, TESTS = "losses/contrastive.py", "losses/test_contrastive.py"
 MUTANTS = [
     Mutant(
         "own row is a negative",
-        "losses.py",
+        FILE,
         'torch.arange(len(keys), device=z.device), float("-inf"))',
         "torch.arange(len(keys), device=z.device), 0.0)",
-        "test_losses.py",
+        TESTS,
     ),
-    Mutant("a tile masks the first rows, not its own", "losses.py", "own[rows]] = float", "own[: len(logits)]] = float", "test_losses.py"),
+    Mutant("a tile masks the first rows, not its own", FILE, "own[rows]] = float", "own[: len(logits)]] = float", TESTS),
     Mutant(
-        "the gradient of a pair from one end only",
-        "losses.py",
-        "            grad_keys.index_add_(0, positives, z, alpha=-share)\n",
-        "",
-        "test_losses.py",
+        "the gradient of a pair from one end only", FILE, "            grad_keys.index_add_(0, positives, z, alpha=-share)\n", "", TESTS
     ),
+    Mutant("cosine clamped at zero", FILE, "return z @ keys.T / temperature", "return (z @ keys.T).clamp(min=1e-7) / temperature", TESTS),
+    Mutant("pairs interleaved, rows stacked", FILE, "own + shift * (keys // views)) % keys", "own ^ shift) % keys", TESTS),
+    Mutant("temperature multiplied", FILE, "z @ keys.T / temperature", "z @ keys.T * temperature", TESTS),
+    Mutant("loss summed over both directions", FILE, "return -log_p.gather(1,", "return -2 * log_p.gather(1,", TESTS),
+    Mutant("projections not normalised", FILE, "z = F.normalize(exact(z), dim=1)\n    keys", "z = exact(z)\n    keys", TESTS),
     Mutant(
-        "cosine clamped at zero",
-        "losses.py",
-        "logits = z @ keys.T / temperature",
-        "logits = (z @ keys.T).clamp(min=1e-7) / temperature",
-        "test_losses.py",
+        "normalised over the batch", FILE, "z = F.normalize(exact(z), dim=1)\n    keys", "z = F.normalize(exact(z), dim=0)\n    keys", TESTS
     ),
-    Mutant(
-        "pairs interleaved, rows stacked", "losses.py", "own + shift * (keys // views)) % keys", "own ^ shift) % keys", "test_losses.py"
-    ),
-    Mutant("temperature multiplied", "losses.py", "z @ keys.T / temperature", "z @ keys.T * temperature", "test_losses.py"),
-    Mutant("loss summed over both directions", "losses.py", "return -log_p.gather(1,", "return -2 * log_p.gather(1,", "test_losses.py"),
-    Mutant(
-        "projections not normalised",
-        "losses.py",
-        "F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)",
-        "(z if z.dtype == torch.float64 else z.float())",
-        "test_losses.py",
-    ),
-    Mutant("normalised over the batch", "losses.py", "z.float(), dim=1)", "z.float(), dim=0)", "test_losses.py"),
     Mutant(
         "logits in bfloat16",
-        "losses.py",
+        "losses/precision.py",
         "torch.autocast(device.type, enabled=False)",
         "torch.autocast(device.type, torch.bfloat16)",
-        "test_losses.py",
+        TESTS,
     ),
     Mutant(
         "the key is not among the candidates",
-        "losses.py",
+        FILE,
         "torch.cat([own, others], 1) / temperature",
         "torch.cat([own - own.detach(), others], 1) / temperature",
-        "test_losses.py",
+        TESTS,
     ),
 ]

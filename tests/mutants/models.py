@@ -33,15 +33,9 @@ MUTANTS = [
     ),
     Mutant("a bias before BatchNorm", "models/heads.py", "bias=not bn", "bias=True", "models/test_heads.py"),
     # momentum encoder and queue
-    Mutant(
-        "keys not normalised",
-        "methods/moco.py",
-        "F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)",
-        "z",
-        "methods/test_moco.py",
-    ),
+    Mutant("keys not normalised", "models/momentum.py", "F.normalize(exact(z), dim=1)", "z", "methods/test_moco.py"),
     Mutant("the momentum encoder gets gradients", "models/momentum.py", ".requires_grad_(False)", "", "models/test_momentum.py"),
-    Mutant("momentum the wrong way round", "models/momentum.py", ", 1 - decay)", ", decay)", "models/test_momentum.py"),
+    Mutant("momentum the wrong way round", "models/momentum.py", "trained, 1 - decay)", "trained, decay)", "models/test_momentum.py"),
     Mutant(
         "the queue does not wrap around",
         "models/momentum.py",
@@ -59,18 +53,18 @@ MUTANTS = [
     Mutant(
         "own key among the negatives of the second half",
         "methods/moco.py",
-        "other, others = info_nce(self._query(b), keys_a[own], negatives, self.temperature)",
-        "self.queue.enqueue(keys_b); other, others = info_nce(self._query(b), keys_a[own], self.queue.keys.clone(), self.temperature)",
+        "            query = self.project(views[i])\n",
+        "            query = self.project(views[i])\n            self.queue.enqueue(keys[1 - i]); negatives = self.queue.keys.clone()\n",
         "methods/test_moco.py",
     ),
     Mutant(
         "keys computed in the order of the queries",
-        "methods/moco.py",
+        "models/momentum.py",
         "x[spread_order(n, splits, x.device)[distributed.rows(n)]]",
         "x[distributed.rows(n)]",
         "methods/test_moco.py",
     ),
-    Mutant("keys not put back in order", "methods/moco.py", "[spread_order(n, n // splits, x.device)]", "", "methods/test_moco.py"),
+    Mutant("keys not put back in order", "models/momentum.py", "[spread_order(n, n // splits, x.device)]", "", "methods/test_moco.py"),
     Mutant(
         "negatives read after they were overwritten",
         "methods/moco.py",
@@ -109,16 +103,16 @@ MUTANTS = [
     # methods
     Mutant(
         "SimCLR: one forward pass for all views whatever the recipe says",
-        "methods/simclr.py",
-        "if self.one_forward and",
-        "if",
+        "models/forward.py",
+        "if not one_forward:",
+        "if False:",
         "methods/test_simclr.py",
     ),
     Mutant(
         "SimCLR: the loss of h, not of z",
         "methods/simclr.py",
-        "z = self.projector(self.backbone(torch.cat(views)))",
-        "z = self.backbone(torch.cat(views))",
+        "of_views(self.project, views",
+        "of_views(self.backbone, views",
         "methods/test_simclr.py",
     ),
     Mutant(

@@ -60,8 +60,8 @@ MUTANTS = [
     Mutant(
         "LARS has no momentum",
         "optim/optimizers.py",
-        'torch._foreach_mul_(velocity, group["momentum"])',
-        "torch._foreach_mul_(velocity, 0.0)",
+        'group["lr"])\n            torch._foreach_mul_(velocity, group["momentum"])',
+        'group["lr"])\n            torch._foreach_mul_(velocity, 0.0)',
         "test_lars_equals_simclrs_code_and_scales_vectors_only_with_decay_norms",
     ),
     Mutant(
@@ -77,5 +77,33 @@ MUTANTS = [
         "torch.stack(torch._foreach_norm(updates))",
         "torch.stack(torch._foreach_norm(gradients))",
         "test_lars_equals_simclrs_code_and_scales_vectors_only_with_decay_norms",
+    ),
+    Mutant(
+        "LARC: the rate of a layer is not clipped",
+        "optim/optimizers.py",
+        '(local / group["lr"]).clamp(max=1)',
+        'local / group["lr"]',
+        "test_larc_equals_apexs_code_and_scales_vectors_only_with_decay_norms",
+    ),
+    Mutant(
+        "LARC: the norm of the gradient alone",
+        "optim/optimizers.py",
+        '(slopes + group["weight_decay"] * lengths)',
+        "slopes",
+        "test_larc_equals_apexs_code_and_scales_vectors_only_with_decay_norms",
+    ),
+    Mutant(
+        "LARC: the coefficient of LARS",
+        "optim/optimizers.py",
+        '"larc": 0.02',
+        '"larc": 1e-3',
+        "test_larc_equals_apexs_code_and_scales_vectors_only_with_decay_norms",
+    ),
+    Mutant(
+        "AdamW decays through the gradient",
+        "optim/optimizers.py",
+        "torch.optim.AdamW(",
+        "torch.optim.Adam(",
+        "test_adamw_decays_weights_apart_from_the_gradient",
     ),
 ]

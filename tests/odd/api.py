@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import twoviews
 from odd.odd import SIZE, Odd
-from twoviews import build, config, runs
+from twoviews import config, inputs, runs
 from twoviews.cli import main
 from twoviews.data import own
 
@@ -219,7 +219,7 @@ def data_in_memory_and_keys_for_files_exclude_each_other(odd: Odd) -> None:
     with pytest.raises(ValueError, match="name='': expected a text"):
         twoviews.pretrain("cifar_thin", data=(_pixels(), LABELS), name="")
     with pytest.raises(ValueError, match="dataset expects one of"):
-        config.load("pretrain", [f"dataset={build.OWN_DATA}"])
+        config.load("pretrain", [f"dataset={inputs.OWN_DATA}"])
 
 
 def images_without_labels_and_arrays_that_cannot_be_written_train(odd: Odd) -> None:

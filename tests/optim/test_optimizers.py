@@ -203,3 +203,63 @@ def test_adam_is_torchs_with_momentum_as_first_beta() -> None:
     torch.testing.assert_close(ours, theirs)
     with pytest.raises(ValueError, match="no Nesterov momentum: use nesterov=false"):
         optim.build([{"params": [ours]}], optimizer="adam", momentum=0.8, nesterov=True, weight_decay=0.0, decay_norms=True)
+
+
+def larc_loop(
+    weights: list[torch.Tensor], gradients: list[list[torch.Tensor]], *, rate: float, decay: float, skip_vectors: bool, nesterov: bool
+):  # type: ignore[no-untyped-def]
+    """Run apex's LARC (clip=True, coefficient 0.02) around SGD with plain floats, one layer at a time."""
+    weights = [w.clone() for w in weights]
+    velocity = [torch.zeros_like(w) for w in weights]
+    for step in gradients:
+        for i, (w, g) in enumerate(zip(weights, step, strict=True)):
+            if not (skip_vectors and w.ndim <= 1):
+                length, slope = (math.sqrt(sum(x * x for x in t.flatten().tolist())) for t in (w, g))
+                g = g + decay * w
+                if length > 0 and slope > 0:
+                    g = min(0.02 * length / (slope + decay * length) / rate, 1) * g
+            velocity[i] = 0.9 * velocity[i] + g
+            weights[i] = w - rate * (g + 0.9 * velocity[i] if nesterov else velocity[i])
+    return weights
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("decay_norms", [False, True])
+@pytest.mark.parametrize("rate", [0.7, 0.001])  # below the layers' own rates: clipped
+def test_larc_equals_apexs_code_and_scales_vectors_only_with_decay_norms(rate: float, decay_norms: bool, nesterov: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 3, 3, 3), (5, 4), (4,), (5,)]
+    start = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    start[3].zero_()
+    gradients = [[torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes] for _ in range(4)]
+    params = [nn.Parameter(w.clone()) for w in start]
+    optimizer = optimizer_of([{"params": params}], optimizer="larc", nesterov=nesterov, decay_norms=decay_norms)
+    for step in gradients:
+        for p, g in zip(params, step, strict=True):
+            p.grad = g.clone()
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    expected = larc_loop(start, gradients, rate=rate, decay=0.01, skip_vectors=not decay_norms, nesterov=nesterov)
+    for p, e in zip(params, expected, strict=True):
+        torch.testing.assert_close(p.detach(), e)
+
+
+def test_larc_with_a_rate_of_0_changes_nothing() -> None:
+    parameter = nn.Parameter(torch.ones(3, 2))
+    optimizer = optimizer_of([{"params": [parameter]}], optimizer="larc", decay_norms=True)
+    parameter.grad = torch.ones(3, 2)
+    optimizer.step()
+    assert torch.equal(parameter, torch.ones(3, 2))
+
+
+def test_adamw_decays_weights_apart_from_the_gradient() -> None:
+    parameter = nn.Parameter(torch.full((2, 2), 3.0))
+    optimizer = optimizer_of([{"params": [parameter]}], optimizer="adamw", nesterov=False, weight_decay=0.5, decay_norms=True)
+    parameter.grad = torch.zeros(2, 2)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    optimizer.step()
+    torch.testing.assert_close(parameter.detach(), torch.full((2, 2), 3.0 * (1 - 0.1 * 0.5)))
+    with pytest.raises(ValueError, match="optimizer=adamw: it has no Nesterov momentum"):
+        optimizer_of([{"params": [parameter]}], optimizer="adamw")

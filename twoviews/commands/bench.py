@@ -11,7 +11,7 @@ from twoviews import device
 from twoviews.config import Config
 
 SCRIPTS = Path(__file__).parent.parent.parent / "benchmarks"
-ALL = ("views", "evaluation", "ntxent", "startup", "job", "steps", "embed", "scaling")
+ALL = ("views", "evaluation", "ntxent", "startup", "job", "steps", "methods", "embed", "scaling")
 PEERS = ("kornia", "lightly", "sklearn")
 
 

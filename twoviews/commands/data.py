@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from twoviews import build
+from twoviews import inputs
 from twoviews.config import Config
 from twoviews.data.dataset import Dataset
 from twoviews.data.describe import pairs
@@ -28,7 +28,7 @@ def run(cfg: Config) -> int:
     _check_file(to)
     if cfg.dataset != "folder" and "image_size" not in cfg.given:  # the default size is for folders
         cfg = Config({**cfg, "image_size": None})
-    data = build.load_data(cfg)
+    data = inputs.load_data(cfg)
     print("\n".join(data.description))
     if cfg.duplicates:
         print("\n".join(f"  {line}" for line in _near(data)))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from twoviews import build, device, distributed, runs
+from twoviews import build, device, distributed, inputs, runs
 from twoviews.config import Config
 from twoviews.config.schema import keys
 from twoviews.data.arrays import Arrays
@@ -140,7 +140,7 @@ def _other_data(cfg: Config, run_cfg: Config, parts: build.Parts) -> Dataset:
     if cfg.transfer == "folder":
         wanted |= {"image_size": cfg.image_size or size}
         wanted |= {key: run_cfg.get(key) for key in ("background", "value_range") if cfg[key] is None}
-    data = distributed.first_on_each_machine(lambda: build.load_data(Config({**cfg, **wanted})))
+    data = distributed.first_on_each_machine(lambda: inputs.load_data(Config({**cfg, **wanted})))
     for line in data.description:
         print(line)
     return with_channels(data, parts.images.shape[1])

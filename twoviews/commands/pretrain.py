@@ -243,6 +243,8 @@ def _print_header(cfg: Config, parts: build.Parts, path: Path) -> None:
     print(f"{processes}{parts.machine}; {path}")
     if has_imagenet_stem(cfg.backbone, size):
         print(f"images of {size} pixels: ImageNet stem (7x7 stride 2, max-pooling)")
+    for warning in config.warnings(cfg):
+        print(f"warning: {warning}")
     if cfg.view_sizes and max(cfg.view_sizes) <= size / 2:
         wider = ",".join(str(round(view * size / 32)) for view in cfg.view_sizes)
         print(f"views of {max(cfg.view_sizes)} pixels from images of {size}: chosen for images of 32; view_sizes=[{wider}] keeps the ratio")

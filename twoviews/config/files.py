@@ -110,7 +110,7 @@ def with_method(settings: dict[str, Any], method: str) -> dict[str, Any]:
         ValueError: if the recipe lacks a key that the recipes of this method have.
     """
     own = [key for key, value in read_yaml(CONFIG_DIR / "base.yaml").items() if value == UNSET]
-    recipes = _recipes_of(method)
+    recipes = recipes_of(method)
     used = {key for other in recipes.values() for key in other if key in own}
     if missing := [key for key in own if key in used and key not in settings]:
         raise ValueError(
@@ -121,7 +121,8 @@ def with_method(settings: dict[str, Any], method: str) -> dict[str, Any]:
     return {**kept, "method": method}
 
 
-def _recipes_of(method: str) -> dict[str, dict[str, Any]]:
+def recipes_of(method: str) -> dict[str, dict[str, Any]]:
+    """Return the values of the recipes of a method, by name."""
     found = {}
     for name in RULES["recipe"].choices:
         try:

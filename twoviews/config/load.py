@@ -6,7 +6,7 @@ Values are in Hydra's grammar. It is imported late, so that `twoviews --help` an
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any
@@ -121,6 +121,8 @@ def _plain(key: str, value: Any) -> Any:
         return os.fsdecode(value)
     if hasattr(value, "tolist"):  # an array, a tensor, or a scalar of numpy or torch
         return _plain(key, value.tolist())
+    if isinstance(value, Mapping):
+        return {str(name): _plain(key, item) for name, item in value.items()}
     if isinstance(value, Sequence):
         return [_plain(key, item) for item in value]
     raise ValueError(f"{key}: expected None, a number, a text, a path or a list of them, got {type(value).__name__}")
@@ -129,6 +131,8 @@ def _plain(key: str, value: Any) -> Any:
 def _typed(key: str, value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(_typed(key, item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{name}:{_typed(key, item)}' for name, item in value.items())}}}"
     if not isinstance(value, str):
         return show(value)
     if key in PATH_KEYS:  # quotes keep a path that looks like something else
@@ -225,6 +229,8 @@ def _value(parsed: Any) -> Any:
 
     if isinstance(parsed, QuotedString):
         return parsed.text
+    if isinstance(parsed, dict):
+        return {str(_value(key)): _value(item) for key, item in parsed.items()}
     return [_value(item) for item in parsed] if isinstance(parsed, list) else parsed
 
 

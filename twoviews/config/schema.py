@@ -22,7 +22,7 @@ class Rule:
     """Which values a key accepts, and what the key is for.
 
     Args:
-        type: int, float, bool or str.
+        type: int, float, bool or str; dict: of what differs in one view.
         low, high: closed range of a number; `above` excludes `low` itself.
         choices: if not empty, the only accepted values.
         null: whether `null` is accepted (the program then chooses, and prints its choice).
@@ -50,7 +50,8 @@ class Rule:
             names = [show(c) for c in self.choices]
             text = " or ".join(names) if len(names) < 4 else "one of " + ", ".join(names)
         else:
-            text = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[self.type]
+            kinds = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+            text = kinds.get(self.type) or f"{{key:value}} of {', '.join(OF_A_VIEW)}"
             low, high = (f"{bound:g}" if self.type is float else f"{bound}" for bound in (self.low, self.high))
             if self.above:
                 text += f" above {low}" + (f", at most {high}" if self.high < math.inf else "")
@@ -85,6 +86,8 @@ class Rule:
             return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
         if self.type is str:
             return isinstance(value, str) and value != ""
+        if self.type is dict:
+            return isinstance(value, dict) and all(key in OF_A_VIEW and OF_A_VIEW[key].accepts(item) for key, item in value.items())
         return isinstance(value, bool)
 
 
@@ -92,6 +95,8 @@ def show(value: Any) -> str:
     """Return a value as the user types it: `true`, `null` and `[1,2]`, not Python's `True`, `None` and `[1, 2]`."""
     if isinstance(value, list):
         return f"[{','.join(map(show, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{show(item)}' for key, item in value.items())}}}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -102,12 +107,12 @@ def _role(role: str, verbs: tuple[str, ...], **rules: Rule) -> dict[str, Rule]:
 _probability = Rule(float, 0, 1)
 _strength = Rule(float, 0, 10)
 _path = Rule(str, null=True)
-_benchmarks = ("views", "evaluation", "ntxent", "startup", "job", "steps", "embed", "scaling")
+_benchmarks = ("views", "evaluation", "ntxent", "startup", "job", "steps", "methods", "embed", "scaling")
 _data_sets = ("cifar10", "cifar100", "fashion_mnist", "fashion_mini", "blood_cells", "folder")
 
 REFERENCE_TABLES = ("p3i0t", "p3i0t_settings", "dkobak", "dkobak_short", "race")
 METHODS = tuple(sorted(f.stem for f in (CONFIG_DIR.parent / "methods").glob("*.py") if f.stem not in ("__init__", "base")))
-VERBS = ("pretrain", "evaluate", "data", "embed", "runs", "report", "bench", "doctor")
+VERBS = ("pretrain", "evaluate", "data", "embed", "runs", "report", "methods", "bench", "doctor")
 READING = ("pretrain", "evaluate", "data")  # commands that read a data set
 
 # One line per key. Its role decides which commands take it, and what may change when a run is resumed.
@@ -137,6 +142,7 @@ RULES: dict[str, Rule] = {
         seed=Rule(int, 0, 2**32 - 1, verbs=("pretrain", "evaluate")),
         # views
         view_sizes=Rule(int, 8, 512, null=True, items=1),
+        views=Rule(dict, null=True, items=1),
         crop_scale=Rule(float, 0, 1, above=True, items=2, pair=True),
         crop_ratio=Rule(float, 0, 100, above=True, items=2, pair=True),
         interpolation=Rule(str, choices=("bilinear", "bicubic")),
@@ -159,20 +165,40 @@ RULES: dict[str, Rule] = {
         output_bn=Rule(bool),
         one_forward=Rule(bool),
         temperature=Rule(float, 0, 1000, above=True),
-        queue_size=Rule(int, 1, 10_000_000),
+        queue_size=Rule(int, 0, 10_000_000),
         ema_decay=_probability,
+        ema_decay_end=_probability,
+        predictor_dims=Rule(int, 1, 65_536, items=0),
+        prototypes=Rule(int, 2, 1_000_000),
+        sinkhorn_temperature=Rule(float, 0, 1000, above=True),
+        sinkhorn_iterations=Rule(int, 1, 1000),
+        queue_from=_probability,
+        freeze_until=_probability,
+        teacher_temperature=Rule(float, 0, 1000, above=True),
+        teacher_temperature_end=Rule(float, 0, 1000, above=True),
+        centre_decay=_probability,
+        probe_teacher=Rule(bool),
+        off_diagonal=Rule(float, 0, 1000),
+        loss_scale=Rule(float, 0, 1000, above=True),
+        invariance=Rule(float, 0, 100_000),
+        variance=Rule(float, 0, 100_000),
+        covariance=Rule(float, 0, 100_000),
+        whitening_size=Rule(int, 2, 65_536),
+        whitening_eps=Rule(float, 0, 1),
         symmetric=Rule(bool),
         bn_splits=Rule(int, 1, 1024),
         sync_bn=Rule(bool),
         # optimiser
-        optimizer=Rule(str, choices=("sgd", "muon", "lars", "adam")),
+        optimizer=Rule(str, choices=("sgd", "muon", "lars", "larc", "adam", "adamw")),
         learning_rate=Rule(float, 0, 1000, above=True, null=True),
         base_learning_rate=Rule(float, 0, 1000, above=True),
         min_learning_rate=Rule(float, 0, 1000),
         momentum=Rule(float, 0, 0.9999),
         nesterov=Rule(bool),
         weight_decay=Rule(float, 0, 10),
+        weight_decay_end=Rule(float, 0, 10, null=True),
         decay_norms=Rule(bool),
+        clip_gradients=Rule(float, 0, 1_000_000, above=True, null=True),
         schedule=Rule(str, choices=("cosine", "step", "constant")),
         schedule_unit=Rule(str, choices=("step", "epoch", "next_epoch")),
         warmup_epochs=Rule(float, 0, 100_000),
@@ -231,6 +257,11 @@ RULES: dict[str, Rule] = {
         transfer=Rule(str, choices=_data_sets, null=True, verbs=("evaluate",)),
     ),
 }
+
+# What an entry of `views` may hold: how many views it describes, and keys of `ViewSpec` in which they differ from the others.
+_FIRST = ("crop_scale", "crop_ratio", "interpolation", "flip_p", "jitter_p", "brightness", "contrast", "saturation", "hue")
+_VIEW_KEYS = (*_FIRST, "grayscale_p", "blur_p", "blur_kernel", "blur_sigma", "solarize_p")
+OF_A_VIEW = {"count": Rule(int, 1, 64), **{key: RULES[key] for key in _VIEW_KEYS}}
 
 
 def rule(verb: str, key: str) -> Rule:

@@ -4,59 +4,30 @@ Differences from the paper: the loss is the mean over anchors (the authors' code
 than two views are allowed. A hyper-parameter decides whether views share one forward pass, hence BatchNorm statistics.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from twoviews import distributed
 from twoviews.losses import nt_xent
-from twoviews.methods.base import Loss, Method
-from twoviews.models.heads import mlp
+from twoviews.methods.base import Loss, WithProjector
+from twoviews.models.forward import of_views
 
 
-class SimCLR(Method):
+class SimCLR(WithProjector):
     """Backbone, projector and NT-Xent (algorithm 1).
 
     Args:
-        backbone: (N, C, H, W) to (N, embed_dim).
-        embed_dim: dimensions of h.
-        hidden_dims: widths of the projector's hidden layers.
-        out_dim: D, the projector's output.
-        hidden_bn, output_bn: BatchNorm in the projector.
-        one_forward: all views in one forward pass if their sizes are equal (authors' code), or one pass per view (CIFAR recipes).
         temperature: of NT-Xent, > 0.
-
-    Raises:
-        ValueError: if the temperature is not positive.
+        one_forward: all views of one size in one forward pass (authors' code), or one pass per view (CIFAR recipes).
+        projector: see `WithProjector`.
     """
 
-    def __init__(
-        self,
-        *,
-        backbone: nn.Module,
-        embed_dim: int,
-        hidden_dims: Sequence[int],
-        out_dim: int,
-        hidden_bn: bool,
-        output_bn: bool,
-        one_forward: bool,
-        temperature: float,
-    ) -> None:
-        super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature: expected a number above 0, got {temperature}")
-        self.backbone = backbone
-        self.projector = mlp([embed_dim, *hidden_dims, out_dim], hidden_bn=hidden_bn, output_bn=output_bn)
-        self.one_forward = one_forward
-        self.temperature = temperature
-
-    def modules_to_probe(self) -> dict[str, nn.Module]:
-        return {"h": self.backbone, "z": nn.Sequential(self.backbone, self.projector)}
+    def __init__(self, *, temperature: float, one_forward: bool, **projector: Any) -> None:
+        super().__init__(**projector)
+        self.temperature, self.one_forward = temperature, one_forward
 
     def forward(self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None) -> Loss:
-        if self.one_forward and len({x.shape for x in views}) == 1:
-            z = self.projector(self.backbone(torch.cat(views)))  # (V*N, D)
-        else:
-            z = torch.cat([self.projector(self.backbone(x)) for x in views])
+        z = torch.cat(of_views(self.project, views, one_forward=self.one_forward))  # (V*N, D)
         return nt_xent(z, self.temperature, len(views), gather=distributed.gather_views), {}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from twoviews.losses import cross_entropy
 from twoviews.methods.base import Loss, Method
+from twoviews.models.forward import of_views
 
 
 class Supervised(Method):
@@ -17,10 +18,11 @@ class Supervised(Method):
         backbone: (N, C, H, W) to (N, embed_dim).
         embed_dim: dimensions of h.
         num_classes: of the data set.
-        one_forward: all views in one forward pass if their sizes are equal, or one pass per view.
+        one_forward: all views of one size in one forward pass, or one pass per view.
     """
 
     uses_labels = True
+    least_views = 1
 
     def __init__(self, *, backbone: nn.Module, embed_dim: int, num_classes: int, one_forward: bool) -> None:
         super().__init__()
@@ -31,9 +33,6 @@ class Supervised(Method):
     def forward(self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None) -> Loss:
         if labels is None:
             raise ValueError("supervised: expected labels of shape (N,), got none")
-        if self.one_forward and len({x.shape for x in views}) == 1:
-            logits = self.classifier(self.backbone(torch.cat(views)))  # (V*N, classes)
-        else:
-            logits = torch.cat([self.classifier(self.backbone(x)) for x in views])
+        logits = self.classifier(torch.cat(of_views(self.backbone, views, one_forward=self.one_forward)))  # (V*N, classes)
         target = labels.repeat(len(views))
         return cross_entropy(logits, target), {"train_accuracy": (logits.argmax(1) == target).float().mean()}

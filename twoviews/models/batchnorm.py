@@ -117,6 +117,25 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         return torch.addcmul(shift.view(shape), y, scale.view(shape)).to(x.dtype)
 
 
+def own_splits(splits: int, *batch_sizes: int) -> int:
+    """Return the number of sub-batches of this process.
+
+    Args:
+        splits: S of all processes.
+        batch_sizes: of all processes; 0: no such batch.
+
+    Raises:
+        ValueError: if the sub-batches cannot be equal.
+    """
+    processes = distributed.size()
+    if splits > 1 and splits % processes:
+        raise ValueError(f"bn_splits={splits}: {processes} processes cannot share them: choose a multiple of {processes}, or 1")
+    for size in batch_sizes:
+        if size % splits:
+            raise ValueError(f"bn_splits={splits}: does not divide a batch of {size}: choose a divisor, or 1")
+    return max(1, splits // processes)
+
+
 def split_batchnorm(module: nn.Module, splits: int) -> None:
     """Replace every BatchNorm1d and BatchNorm2d of a module by `SplitBatchNorm` with the same parameters, buffers and mode.
 

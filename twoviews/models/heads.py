@@ -1,9 +1,13 @@
-"""Projectors and predictors: all heads are built by `mlp`."""
+"""Projectors, predictors (all built by `mlp`) and prototypes."""
 
 import itertools
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twoviews.losses.precision import exact, without_autocast
 
 
 def mlp(dims: Sequence[int], *, hidden_bn: bool, output_bn: bool) -> nn.Sequential:
@@ -32,3 +36,41 @@ def mlp(dims: Sequence[int], *, hidden_bn: bool, output_bn: bool) -> nn.Sequenti
         if not last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
+
+
+def without_scale_and_shift(layer: nn.Module) -> None:
+    """Take scale and shift from a BatchNorm; other layers do not change."""
+    if isinstance(layer, nn.BatchNorm1d):
+        layer.affine = False
+        layer.register_parameter("weight", None)
+        layer.register_parameter("bias", None)
+
+
+class Prototypes(nn.Module):
+    """K directions; the output of an embedding is its cosine similarity to each: a linear layer without bias.
+
+    Args:
+        dim: D of an embedding.
+        count: K.
+        weight_norm: the layer divides its weights by their length (DINO's last layer), or `normalize` must follow each step (SwAV).
+    """
+
+    def __init__(self, dim: int, count: int, *, weight_norm: bool) -> None:
+        super().__init__()
+        self.weight, self.weight_norm = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1)), weight_norm
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return similarities (N, K) of embeddings (N, D), in float32 (float64 for float64 input)."""
+        with without_autocast(z.device):
+            weight = exact(self.weight)
+            return F.normalize(exact(z), dim=1) @ (F.normalize(weight, dim=1) if self.weight_norm else weight).T
+
+    def freeze(self, progress: Tensor, until: float) -> None:
+        """Set the gradient to 0 while `progress`, a 0-dim tensor, is below `until`."""
+        assert self.weight.grad is not None
+        self.weight.grad.mul_(progress >= until)
+
+    @torch.no_grad()
+    def normalize(self) -> None:
+        """Give each prototype unit length again."""
+        self.weight.copy_(F.normalize(self.weight, dim=1))

@@ -1,4 +1,4 @@
-"""Parts of momentum methods: the EMA copy, the queue of keys, and the order in which keys are computed."""
+"""Parts of momentum methods: the EMA copy, the queue of keys, and MoCo's keys, computed in another order than the queries."""
 
 import copy
 from typing import TypeVar
@@ -6,6 +6,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from twoviews import distributed
+from twoviews.losses.precision import exact, without_autocast
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -20,7 +23,7 @@ def momentum_copy(module: Net) -> Net:
 
 
 @torch.no_grad()
-def ema_update(target: nn.Module, online: nn.Module, decay: float) -> None:
+def ema_update(target: nn.Module, online: nn.Module, decay: float | Tensor) -> None:
     """Set each parameter of target to decay x target + (1 - decay) x online (He et al. 2020, eq. 2).
 
     Buffers do not change: the copy's running statistics come from its own forward passes.
@@ -28,9 +31,40 @@ def ema_update(target: nn.Module, online: nn.Module, decay: float) -> None:
     Args:
         target: the momentum copy.
         online: the trained module, with the same parameters in the same order.
-        decay: MoCo's m, in [0, 1]: with 0 target becomes online, with 1 it does not change.
+        decay: MoCo's m, in [0, 1]: with 0 target becomes online, with 1 it does not change. A number, or a 0-dim tensor of
+            `cosine_ramp`, so that the program need not wait for the device.
     """
-    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - decay)
+    copies: list[Tensor] = list(target.parameters())
+    trained: list[Tensor] = list(online.parameters())
+    if isinstance(decay, Tensor):
+        torch._foreach_add_(copies, list(torch._foreach_mul(torch._foreach_sub(trained, copies), 1 - decay)))
+    else:
+        torch._foreach_lerp_(copies, trained, 1 - decay)
+
+
+def cosine_ramp(start: float, end: float, progress: Tensor) -> Tensor:
+    """Return a value that goes from start to end as half a cosine (BYOL, Grill et al. 2020, section 3.3, for the EMA decay).
+
+    Args:
+        start, end: values at progress 0 and 1.
+        progress: 0-dim tensor in [0, 1], or a float tensor of any shape.
+    """
+    return end - (end - start) * (torch.cos(torch.pi * progress) + 1) / 2
+
+
+def check_queue(size: int, least: int, images: int) -> None:
+    """Refuse a queue that cannot hold the keys of a step, or would always hold an old key of the query's own image.
+
+    Args:
+        size: K.
+        least: keys of a step.
+        images: in the training split.
+
+    Raises:
+        ValueError: if it is too short or too long.
+    """
+    if not least <= size <= images:
+        raise ValueError(f"queue_size={size}: expected {least} (the keys of a step) to {images} (the images)")
 
 
 class Queue(nn.Module):
@@ -57,6 +91,12 @@ class Queue(nn.Module):
         self.keys.index_copy_(0, rows, keys.detach().to(self.keys.dtype))
         self.cursor.copy_((self.cursor + len(keys)) % size)
 
+    @torch.no_grad()
+    def nearest(self, z: Tensor) -> Tensor:
+        """Return the key with the largest cosine similarity to each row of z: (N, D) to (N, D)."""
+        with without_autocast(z.device):
+            return self.keys[(F.normalize(z.to(self.keys.dtype), dim=1) @ self.keys.T).argmax(1)]
+
 
 def spread_order(n: int, splits: int, device: torch.device) -> Tensor:
     """Return an order of n rows in which each of S equal parts holds rows from all S old parts: MoCo's shuffle, but fixed.
@@ -73,3 +113,21 @@ def spread_order(n: int, splits: int, device: torch.device) -> Tensor:
         (n,) int64.
     """
     return torch.arange(n, device=device).view(splits, -1).T.reshape(-1)
+
+
+@torch.no_grad()
+def shuffled_keys(encoder: nn.Module, x: Tensor, splits: int) -> Tensor:
+    """Return MoCo's keys of the images of all processes, (N, D) of unit length, in the order of the images.
+
+    The sub-batches of keys hold other images than those of queries, or BatchNorm would give away which belong together.
+
+    Args:
+        encoder: the momentum copy, with BatchNorm over sub-batches.
+        x: (n, C, H, W) of this process.
+        splits: S of all processes.
+    """
+    x = distributed.gather(x)  # (N, C, H, W)
+    n, splits = len(x), max(splits, distributed.size())
+    z = encoder(x[spread_order(n, splits, x.device)[distributed.rows(n)]])
+    keys = distributed.gather(F.normalize(exact(z), dim=1))
+    return keys[spread_order(n, n // splits, x.device)]

@@ -1,4 +1,4 @@
 """Optimisers and learning-rate schedules."""
 
-from twoviews.optim.optimizers import LARS, Muon, build
-from twoviews.optim.schedules import learning_rate, resolve_learning_rate
+from twoviews.optim.optimizers import LARC, LARS, Muon, build, clip
+from twoviews.optim.schedules import cosine, learning_rate, resolve_learning_rate

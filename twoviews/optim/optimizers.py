@@ -1,4 +1,4 @@
-"""Optimisers: SGD, Adam, Muon and LARS over a method's parameter groups."""
+"""Optimisers: SGD, Adam, AdamW, Muon, LARS and LARC over a method's parameter groups."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TRUST = 1e-3  # eta of LARS in SimCLR's code; "LARS" with clipping and 0.02 is another optimiser
+TRUST = {"lars": 1e-3, "larc": 0.02}  # eta of LARS in SimCLR's code, and of LARC in apex
+
+OPTIMIZERS = ("sgd", "muon", "lars", "larc", "adam", "adamw")
 
 
 def build(
@@ -23,20 +25,20 @@ def build(
 
     Args:
         groups: dicts with `params` and, if the rate of the group must not follow the schedule, `constant_lr=True`.
-        optimizer: `sgd`, `muon`, `lars` or `adam`.
+        optimizer: one of `OPTIMIZERS`.
         momentum: in [0, 1); Adam's first beta (the second is 0.999).
         nesterov: look-ahead momentum; not for Adam.
-        weight_decay: >= 0; added to the gradient (L2), except by Muon, which shrinks the weights (decoupled).
-        decay_norms: also decay 1-D parameters (norms, biases), as CIFAR recipes do; LARS then also scales their rate.
+        weight_decay: >= 0; added to the gradient (L2), except by Muon and AdamW, which shrink the weights (decoupled).
+        decay_norms: also decay 1-D parameters (norms, biases), as CIFAR recipes do; LARS and LARC then also scale their rate.
         compile: compile Muon's matrix products; the other optimisers need no compilation.
 
     Raises:
         ValueError: if a value is out of its range.
     """
-    if optimizer not in ("sgd", "muon", "lars", "adam"):
-        raise ValueError(f"optimizer: expected sgd, muon, lars or adam, got {optimizer!r}")
-    if optimizer == "adam" and nesterov:
-        raise ValueError("optimizer=adam: it has no Nesterov momentum: use nesterov=false")
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
+    if optimizer in ("adam", "adamw") and nesterov:
+        raise ValueError(f"optimizer={optimizer}: it has no Nesterov momentum: use nesterov=false")
     if not 0 <= momentum < 1 or weight_decay < 0:  # torch checks its defaults, not the values of a group
         raise ValueError(f"{optimizer}: expected momentum in [0, 1) and weight_decay >= 0, got {momentum}, {weight_decay}")
     split: list[dict[str, Any]] = []
@@ -51,11 +53,20 @@ def build(
     kernels: dict[str, Any] = {"fused": True} if all(p.is_cuda for group in split for p in group["params"]) else {"foreach": True}
     if optimizer == "muon":
         return Muon(split, lr=0.0, momentum=momentum, nesterov=nesterov, compile=compile)
-    if optimizer == "lars":
-        return LARS(split, lr=0.0, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, trust=TRUST)
+    if optimizer in TRUST:
+        kind: type[LARS] = LARC if optimizer == "larc" else LARS
+        return kind(split, lr=0.0, trust=TRUST[optimizer], momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    if optimizer == "adamw":
+        return torch.optim.AdamW(split, lr=0.0, betas=(momentum, 0.999), **kernels)
     if optimizer == "adam":
         return torch.optim.Adam(split, lr=0.0, betas=(momentum, 0.999), **kernels)
     return torch.optim.SGD(split, lr=0.0, momentum=momentum, nesterov=nesterov, **kernels)
+
+
+def clip(parameters: Iterable[Tensor], limit: float | None) -> None:
+    """Scale all gradients together so that their norm is at most the limit; None: no limit. It does not wait for the device."""
+    if limit is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
 
 
 class Muon(torch.optim.Optimizer):
@@ -189,3 +200,29 @@ class LARS(torch.optim.Optimizer):
             torch._foreach_mul_(velocity, group["momentum"])
             torch._foreach_add_(velocity, updates)
             torch._foreach_sub_(params, torch._foreach_add(updates, velocity, alpha=group["momentum"]) if group["nesterov"] else velocity)
+
+
+class LARC(LARS):
+    """LARC, the variant of LARS in NVIDIA's apex with clipping, which solo-learn and lightly call LARS.
+
+    The norms of gradient and weight decay are added (the paper's algorithm 1), a layer's rate is at most the plain rate, and the
+    velocity does not include the rate. Arguments: those of LARS.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            params, gradients, velocity = _moving(self, group)
+            if not params:
+                continue
+            updates = torch._foreach_add(gradients, params, alpha=group["weight_decay"])
+            if group["adapt"] and group["lr"] > 0:
+                lengths, slopes = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, gradients))
+                local = group["trust"] * lengths / (slopes + group["weight_decay"] * lengths)
+                local = torch.where((lengths > 0) & (slopes > 0), (local / group["lr"]).clamp(max=1), 1.0)
+                torch._foreach_mul_(updates, local.unbind())
+            torch._foreach_mul_(velocity, group["momentum"])
+            torch._foreach_add_(velocity, updates)
+            steps = torch._foreach_add(updates, velocity, alpha=group["momentum"]) if group["nesterov"] else velocity
+            torch._foreach_add_(params, steps, alpha=-group["lr"])

@@ -41,6 +41,11 @@ def learning_rate(
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def cosine(start: float, end: float, progress: float) -> float:
+    """Return a value that goes from start to end as half a cosine, at a progress in [0, 1]."""
+    return end - (end - start) * (math.cos(math.pi * progress) + 1) / 2
+
+
 def resolve_learning_rate(rate: float | None, base: float, batch_size: int) -> float:
     """Return the peak rate: `rate`, or if it is None `base` x batch / 256 (Goyal et al. 2017). Nothing else scales it."""
     return rate if rate is not None else base * batch_size / 256

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from twoviews import losses
-from twoviews.losses import cross_entropy, info_nce, nt_xent
+from twoviews.losses import contrastive, cross_entropy, info_nce, nt_xent
 
 
 def algorithm_1(z: Tensor, temperature: float) -> Tensor:
@@ -204,8 +203,8 @@ def test_tiles_give_the_same_loss_and_gradient(monkeypatch: pytest.MonkeyPatch, 
     plain, tiled = normal(rows, 6).requires_grad_(), normal(rows, 6).requires_grad_()
     expected = nt_xent(plain, 0.2, views)
     (3 * expected).backward()
-    monkeypatch.setattr(losses, "TILED_FROM", 0)
-    monkeypatch.setattr(losses, "TILE", tile)
+    monkeypatch.setattr(contrastive, "TILED_FROM", 0)
+    monkeypatch.setattr(contrastive, "TILE", tile)
     loss = nt_xent(tiled, 0.2, views)
     (3 * loss).backward()
     torch.testing.assert_close(loss, expected)
@@ -223,7 +222,7 @@ def test_tiles_are_used_only_for_many_rows() -> None:
                 todo += [parent for parent, _ in node.next_functions]
         return names
 
-    assert any("Tiled" in name for name in nodes(losses.TILED_FROM + 2))
+    assert any("Tiled" in name for name in nodes(contrastive.TILED_FROM + 2))
     assert not any("Tiled" in name for name in nodes(64))
 
 

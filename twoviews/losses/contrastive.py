@@ -1,21 +1,16 @@
-"""Loss functions: pure functions, in float32 or better even under autocast; each is a mean over its anchors."""
+"""Losses that tell the views of one image from other images: each is a mean over its anchors."""
 
-import contextlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from twoviews.losses.precision import exact, without_autocast
+
 TILED_FROM = 8192  # rows: above, logits are computed in tiles; up to here all of them take at most 256 MiB, and one pass is faster
 TILE = 2**22  # logits in one tile
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context that switches autocast off. The meta device, on which `profiling.py` counts operations, has no autocast."""
-    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def of_one_process(z: Tensor, views: int) -> tuple[Tensor, int]:
@@ -47,18 +42,27 @@ def nt_xent(
     """
     if temperature <= 0 or views < 2 or z.ndim != 2 or z.shape[0] % views:
         raise ValueError(f"nt_xent: expected (V*N, D), temperature > 0 and V >= 2, got {tuple(z.shape)}, {temperature}, {views}")
-    with _without_autocast(z.device):
-        z = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
-        keys, start = gather(z, views)
-        n, total = len(z) // views, len(keys) // views
-        own = (torch.arange(views, device=z.device)[:, None] * total + start + torch.arange(n, device=z.device)).flatten()  # (Vn,)
+    with without_autocast(z.device):
+        z, keys, own = _anchors(z, views, gather)
         if len(z) * len(keys) > TILED_FROM**2:
             return _TiledNTXent.apply(z, keys, own, temperature, views)  # type: ignore[no-any-return]
-        logits = z @ keys.T / temperature  # (Vn, VN)
+        logits = _logits(z, keys, temperature)  # (Vn, VN)
         # important: -inf, not a large constant: no anchor is its own negative, at any temperature and precision
         logits = logits.masked_fill(own[:, None] == torch.arange(len(keys), device=z.device), float("-inf"))
         log_p = logits - logits.logsumexp(1, keepdim=True)
         return -log_p.gather(1, torch.stack(_positives(own, len(keys), views), 1)).mean()
+
+
+def _anchors(z: Tensor, views: int, gather: Callable[[Tensor, int], tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return anchors (Vn, D) and all rows (VN, D), both of unit length, and the row of each anchor, (Vn,)."""
+    z = F.normalize(exact(z), dim=1)
+    keys, start = gather(z, views)
+    images = torch.arange(len(z) // views, device=z.device)
+    return z, keys, (torch.arange(views, device=z.device)[:, None] * (len(keys) // views) + start + images).flatten()
+
+
+def _logits(z: Tensor, keys: Tensor, temperature: float) -> Tensor:
+    return z @ keys.T / temperature
 
 
 class _TiledNTXent(torch.autograd.Function):
@@ -132,8 +136,8 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) 
             f"info_nce: expected queries and keys (N, D), negatives (K, D), temperature > 0, "
             f"got {tuple(query.shape)}, {tuple(key.shape)}, {tuple(negatives.shape)}, {temperature}"
         )
-    with _without_autocast(query.device):
-        query = F.normalize(query if query.dtype == torch.float64 else query.float(), dim=1)
+    with without_autocast(query.device):
+        query = F.normalize(exact(query), dim=1)
         own = (query * key).sum(1, keepdim=True)  # (N, 1)
         others = query @ negatives.T  # (N, K)
         logits = torch.cat([own, others], 1) / temperature
@@ -141,15 +145,63 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) 
         return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.int64, device=query.device)), right
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross entropy of the supervised method.
+def decoupled(
+    z: Tensor, temperature: float, views: int = 2, *, gather: Callable[[Tensor, int], tuple[Tensor, int]] = of_one_process
+) -> Tensor:
+    """Return the decoupled contrastive loss (DCL, Yeh et al. 2022, eq. 6): NT-Xent without the positives in the denominator.
+
+    With more than two views each anchor has V - 1 positives, whose losses are averaged.
 
     Args:
-        logits: (N, classes).
-        labels: (N,) int64 in [0, classes).
+        z, temperature, views, gather: as of `nt_xent`.
 
     Returns:
-        0-dim tensor, the mean over rows, in float32 (float64 for float64 input).
+        0-dim mean over all anchors, in float32 (float64 for float64 input).
     """
-    with _without_autocast(logits.device):
-        return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), labels)
+    with without_autocast(z.device):
+        z, keys, own = _anchors(z, views, gather)
+        logits, images = _logits(z, keys, temperature), len(keys) // views
+        same_image = own[:, None] % images == torch.arange(len(keys), device=z.device) % images
+        negatives = logits.masked_fill(same_image, float("-inf")).logsumexp(1, keepdim=True)
+        return (negatives - logits.gather(1, torch.stack(_positives(own, len(keys), views), 1))).mean()
+
+
+def supcon(
+    z: Tensor, labels: Tensor, temperature: float, views: int = 2, *, gather: Callable[[Tensor, int], tuple[Tensor, int]] = of_one_process
+) -> Tensor:
+    """Return the supervised contrastive loss (Khosla et al. 2020, L_out, eq. 2): all views of the anchor's class are positives.
+
+    The authors' code multiplies it by temperature / 0.07.
+
+    Args:
+        z, temperature, views, gather: as of `nt_xent`.
+        labels: (N,) of all images of the larger batch.
+
+    Returns:
+        0-dim mean over all anchors, in float32 (float64 for float64 input).
+    """
+    with without_autocast(z.device):
+        z, keys, own = _anchors(z, views, gather)
+        logits = _logits(z, keys, temperature)
+        every = labels.repeat(views)  # (VN,)
+        itself = own[:, None] == torch.arange(len(every), device=z.device)
+        log_p = logits - logits.masked_fill(itself, float("-inf")).logsumexp(1, keepdim=True)
+        positive = (every[own][:, None] == every) & ~itself
+        return -(torch.where(positive, log_p, 0).sum(1) / positive.sum(1)).mean()
+
+
+def info_nce_in_batch(query: Tensor, keys: Tensor, temperature: float, start: int = 0) -> Tensor:
+    """Return InfoNCE among the images of a batch: classify each query's own key (MoCo v3, Chen et al. 2021, algorithm 1).
+
+    Args:
+        query: (n, D), normalised here.
+        keys: (N, D) of a batch that holds the queries' images from row `start` on, normalised here.
+        temperature: of the softmax, > 0.
+        start: row of the first query's key.
+
+    Returns:
+        0-dim mean over queries, in float32 (float64 for float64 input).
+    """
+    with without_autocast(query.device):
+        logits = F.normalize(exact(query), dim=1) @ F.normalize(exact(keys), dim=1).T / temperature
+        return F.cross_entropy(logits, start + torch.arange(len(query), device=query.device))

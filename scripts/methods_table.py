@@ -1,0 +1,149 @@
+"""Train every method with the same network, data and number of views, and write results/methods_thin.csv.
+
+    python scripts/methods_table.py tune  --data data/cifar10-jpeg   # rate and one key of each method, by kNN on val
+    python scripts/methods_table.py train --data data/cifar10-jpeg   # three seeds, with what was chosen
+    python scripts/methods_table.py write                            # results/methods_thin.csv
+
+Every run has a `run_id`: the same command goes on where it stopped. Each method has five trials of three epochs: three rates, then two
+other values of its key at the best rate. `train` reads the test set once per run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+SEEDS, EPOCHS, TUNING_EPOCHS = (0, 1, 2), 15, 3
+RATES = (0.05, 0.1, 0.2)  # of Muon, for a batch of 256
+KEYS: dict[str, tuple[str, tuple[Any, ...]]] = {  # of each recipe: its most important key, and values beside the recipe's own
+    "cifar_thin": ("temperature", (0.2, 0.5)),
+    "dcl_thin": ("temperature", (0.2, 0.5)),
+    "moco_thin": ("temperature", (0.07, 0.2)),
+    "moco_v3_thin": ("ema_decay", (0.6, 0.99)),
+    "nnclr_thin": ("temperature", (0.2, 0.5)),
+    "byol_thin": ("ema_decay", (0.6, 0.99)),
+    "simsiam_thin": ("predictor_dims", ([128], [512])),
+    "swav_thin": ("prototypes", (64, 1024)),
+    "dino_thin": ("teacher_temperature", (0.02, 0.07)),
+    "barlow_twins_thin": ("off_diagonal", (0.001, 0.02)),
+    "vicreg_thin": ("covariance", (0.25, 4.0)),
+    "wmse_thin": ("out_dim", (32, 96)),
+    "supcon_thin": ("temperature", (0.2, 0.5)),
+    "supervised": ("weight_decay", (0.0001, 0.001)),
+}
+
+
+def word(key: str, value: Any) -> str:
+    return f"{key}={json.dumps(value).replace(' ', '')}"
+
+
+class Runs:
+    """Runs by name, each trained once.
+
+    Args:
+        folder: of the run folders.
+        data: folder of the images.
+        small: a trial of this script on the bundled data; its figures mean nothing.
+    """
+
+    def __init__(self, folder: Path, data: str | None, *, small: bool) -> None:
+        self.folder = folder
+        self.shared = ["dataset=fashion_mini", "backbone=thin16", "train_size=1000"] if small else [f"data_dir={data}"]
+
+    def summary(self, recipe: str, name: str, *words: str) -> dict[str, Any]:
+        """Train a run unless it has finished, and return its summary."""
+        found = [path for path in self.folder.glob("*/summary.json") if path.parent.name.endswith(f"-{name}")]
+        if not found:
+            command = [sys.executable, "-m", "twoviews", "pretrain", f"recipe={recipe}", *self.shared, *words]
+            subprocess.run([*command, f"runs_dir={self.folder}", f"run_id={name}"], cwd=ROOT, check=True)
+            found = [path for path in self.folder.glob("*/summary.json") if path.parent.name.endswith(f"-{name}")]
+        summary: dict[str, Any] = json.loads(found[0].read_text())
+        summary["manifest"] = json.loads((found[0].parent / "manifest.json").read_text())
+        return summary
+
+    def tuned(self, recipe: str) -> dict[str, Any]:
+        """Return the changes of a recipe that are best by kNN on val."""
+        key, others = KEYS[recipe]
+        tried: list[tuple[float, dict[str, Any]]] = []
+
+        def trial(changes: dict[str, Any]) -> None:
+            words = [word(name, value) for name, value in changes.items()]
+            name = f"tune-{recipe}-{len(tried)}".replace("_", "-")
+            common = ("train_on=train", f"epochs={TUNING_EPOCHS}", "probe_every=0", "probes=knn", "seed=0")
+            accuracy = knn(self.summary(recipe, name, *common, *words))
+            tried.append((accuracy, changes))
+            print(f"{recipe}: {' '.join(words)}: kNN on val {100 * accuracy:.1f} %")
+
+        for rate in RATES:
+            trial({"base_learning_rate": rate})
+        best = max(tried, key=lambda pair: pair[0])[1]
+        for value in others:
+            trial({**best, key: value})
+        return max(tried, key=lambda pair: pair[0])[1]
+
+
+def knn(summary: dict[str, Any]) -> float:
+    return accuracy(summary, probe="knn", k=10, metric="cosine", weights="uniform")
+
+
+def accuracy(summary: dict[str, Any], **protocol: Any) -> float:
+    """Return the accuracy of the trained h by a protocol."""
+    rows = [row for row in summary["evaluations"] if row["of"] == "trained" and row["features"] == "h"]
+    (found,) = [row["accuracy"] for row in rows if protocol.items() <= row.items()]
+    return float(found)
+
+
+def row(recipe: str, changes: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of a method: means over seeds."""
+    words = [word(name, value) for name, value in changes.items()]
+    values: dict[str, list[float]] = {
+        "knn10": [100 * knn(summary) for summary in found],
+        "linear": [100 * accuracy(summary, probe="linear_precomp", solver="lbfgs") for summary in found],
+        "training_s": [summary["train"]["seconds"] for summary in found],
+        "rankme": [summary["diagnostics"]["z" if "z" in summary["diagnostics"] else "h"]["rankme"] for summary in found],
+        "memory_gib": [summary["train"]["peak_bytes"] / 2**30 for summary in found],
+    }
+    out: dict[str, Any] = {"method": found[0]["method"], "recipe": recipe, "changes": " ".join(words), "runs": len(found)}
+    for name, numbers in values.items():
+        out[name] = round(mean(numbers), 2)
+        out[f"{name}_std"] = round(stdev(numbers), 2) if len(numbers) > 1 else ""
+    manifest = found[0]["manifest"]
+    command = f"twoviews pretrain recipe={recipe} epochs={EPOCHS} data_dir=data/cifar10-jpeg {' '.join(words)} seed=0,1,2 --multirun"
+    origin = {"commit": manifest["commit"], "machine": manifest["machine"], "precision": manifest["precision"]}
+    return out | origin | {"torch": manifest["versions"]["torch"], "command": command}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("tune", "train", "write"))
+    parser.add_argument("--data", help="folder of CIFAR-10")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/methods_thin")
+    parser.add_argument("--only", nargs="*", default=list(KEYS), help="recipes")
+    parser.add_argument("--to", type=Path, default=ROOT / "results/methods_thin.csv")
+    parser.add_argument("--small", action="store_true", help="a trial on the bundled data")
+    given = parser.parse_args()
+    every, rows = Runs(given.runs, given.data, small=given.small), []
+    for recipe in given.only:
+        changes = every.tuned(recipe)
+        if given.what != "tune":
+            words = [word(name, value) for name, value in changes.items()]
+            epochs = f"epochs={TUNING_EPOCHS if given.small else EPOCHS}"
+            names = [f"train-{recipe}-{seed}".replace("_", "-") for seed in SEEDS]
+            found = [every.summary(recipe, name, epochs, f"seed={seed}", *words) for name, seed in zip(names, SEEDS, strict=True)]
+            rows.append(row(recipe, changes, found))
+    if given.what == "write":
+        with given.to.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
