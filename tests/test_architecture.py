@@ -113,6 +113,11 @@ def test_there_is_no_file_for_everything() -> None:
     assert not {"utils.py", "util.py", "common.py", "helpers.py", "misc.py", "callbacks.py", "trainer.py"} & {path.name for path in FILES}
 
 
+def test_a_method_fits_on_a_page() -> None:
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (PACKAGE / "methods").glob("*.py")}
+    assert {name: lines for name, lines in lengths.items() if lines > 80} == {}
+
+
 def test_files_and_functions_are_short_enough_to_read() -> None:
     long = [str(path) for path in [*FILES, *CPP] if len(path.read_text(encoding="utf-8").splitlines()) > 300]
     long += [str(path) for path in TESTS if len(path.read_text(encoding="utf-8").splitlines()) > 400]

@@ -1,15 +1,14 @@
 """SwAV (Caron et al. 2020, https://arxiv.org/abs/2006.09882): predict the prototypes that another view of the image is assigned to.
 
-Views of the largest size are assigned and predicted; smaller ones (multi-crop, section 3.3) are only predicted.
-Difference from the paper: the queue fills from the first step, and counts from `queue_from` on.
+Views of the largest size are assigned and predict; smaller ones (multi-crop, section 3.3) only predict. Difference from the paper: the
+queue fills from the first step, and counts from `queue_from` on.
 """
 
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from twoviews import distributed
 from twoviews.losses import cross_entropy, sinkhorn
@@ -23,10 +22,8 @@ class SwAV(WithProjector):
     """Backbone, projector, prototypes and a queue of projections (algorithm 1).
 
     Args:
-        num_images, num_full_views, batch_size: training images, views of the largest size, and N.
-        prototypes: K.
-        temperature: of the prediction, > 0.
-        sinkhorn_temperature, sinkhorn_iterations: of the assignments (the paper's epsilon: 0.05, and 3).
+        num_images, num_full_views, batch_size, prototypes: training images, views of the largest size, N and K.
+        temperature: of the prediction, > 0; sinkhorn_temperature, sinkhorn_iterations: of the assignments (in the paper 0.05 and 3).
         queue_size: projections of earlier images that are assigned too, so that a small batch can use all prototypes; 0: none.
         queue_from, freeze_until: shares of the run from which the queue counts, and until which the prototypes are frozen.
         one_forward: all views of one size in one forward pass (authors' code), or one pass per view.
@@ -73,7 +70,7 @@ class SwAV(WithProjector):
         counted = counted | (progress is None or progress >= self.queue_from)
         rows = [torch.cat([x.to(old.dtype), old]) for x, old in zip(z, self.queue.keys.chunk(len(z), 1), strict=True)]
         codes = [self.sinkhorn(self.prototypes(x), counted=counted)[: len(z[0])] for x in rows]
-        self.queue.enqueue(torch.cat([F.normalize(x, dim=1) for x in z], 1))
+        self.queue.enqueue(torch.cat([nn.functional.normalize(x, dim=1) for x in z], 1))
         return codes
 
     def before_step(self, progress: Tensor) -> None:
