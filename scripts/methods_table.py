@@ -54,19 +54,27 @@ class Runs:
     """
 
     def __init__(self, folder: Path, data: str | None, *, small: bool) -> None:
-        self.folder = folder
+        self.folder, self.small = folder, small
         self.shared = ["dataset=fashion_mini", "backbone=thin16", "train_size=1000"] if small else [f"data_dir={data}"]
 
     def summary(self, recipe: str, name: str, *words: str) -> dict[str, Any]:
         """Train a run unless it has finished, and return its summary."""
-        found = [path for path in self.folder.glob("*/summary.json") if path.parent.name.endswith(f"-{name}")]
-        if not found:
+        if self._finished(name) is None:
             command = [sys.executable, "-m", "twoviews", "pretrain", f"recipe={recipe}", *self.shared, *words]
+            command += ["queue_size=512"] if self.small and recipe in ("moco_thin", "nnclr_thin") else []
             subprocess.run([*command, f"runs_dir={self.folder}", f"run_id={name}"], cwd=ROOT, check=True)
-            found = [path for path in self.folder.glob("*/summary.json") if path.parent.name.endswith(f"-{name}")]
-        summary: dict[str, Any] = json.loads(found[0].read_text())
-        summary["manifest"] = json.loads((found[0].parent / "manifest.json").read_text())
+        summary = self._finished(name)
+        if summary is None:
+            raise RuntimeError(f"{name}: has not finished")
         return summary
+
+    def _finished(self, name: str) -> dict[str, Any] | None:
+        """Return the summary and manifest of a run, or None if it has not finished."""
+        for path in self.folder.glob(f"*-{name}/summary.json"):
+            summary: dict[str, Any] = json.loads(path.read_text())
+            if summary["evaluations"] and not summary.get("unfinished"):
+                return {**summary, "manifest": json.loads((path.parent / "manifest.json").read_text())}
+        return None
 
     def tuned(self, recipe: str) -> dict[str, Any]:
         """Return the changes of a recipe that are best by kNN on val."""
@@ -124,12 +132,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("tune", "train", "write"))
     parser.add_argument("--data", help="folder of CIFAR-10")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/methods_thin")
+    parser.add_argument("--runs", type=Path, help="folder of the run folders; by default runs/methods_thin")
     parser.add_argument("--only", nargs="*", default=list(KEYS), help="recipes")
-    parser.add_argument("--to", type=Path, default=ROOT / "results/methods_thin.csv")
+    parser.add_argument("--to", type=Path, help="file to write; by default results/methods_thin.csv")
     parser.add_argument("--small", action="store_true", help="a trial on the bundled data")
     given = parser.parse_args()
-    every, rows = Runs(given.runs, given.data, small=given.small), []
+    folder = given.runs or ROOT / ("runs/methods_trial" if given.small else "runs/methods_thin")
+    to = given.to or (folder / "methods_trial.csv" if given.small else ROOT / "results/methods_thin.csv")
+    every, rows = Runs(folder, given.data, small=given.small), []
     for recipe in given.only:
         changes = every.tuned(recipe)
         if given.what != "tune":
@@ -139,7 +149,7 @@ def main() -> None:
             found = [every.summary(recipe, name, epochs, f"seed={seed}", *words) for name, seed in zip(names, SEEDS, strict=True)]
             rows.append(row(recipe, changes, found))
     if given.what == "write":
-        with given.to.open("w", newline="", encoding="utf-8") as file:
+        with to.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from twoviews import config, inputs
+from twoviews import config
 from twoviews.config.schema import CONFIG_DIR
 from twoviews.methods import METHODS, arguments
 from twoviews.methods.base import Method
@@ -47,7 +47,7 @@ def hyper_parameters(method: str) -> list[str]:
 def sizes(method: str) -> list[int]:
     """Return the sizes of the views of a method's first recipe: 16 pixels, the smaller ones 8."""
     cfg = settings(recipes(method)[0])
-    found = cfg.view_sizes or [1] * len(inputs.view_differences(cfg))
+    found = cfg.view_sizes or [1] * len(config.view_differences(cfg))
     return [16 if size == max(found) else 8 for size in found]
 
 

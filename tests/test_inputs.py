@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from twoviews import build, config, inputs
+from twoviews import build, config
 from twoviews.cli import main
 from twoviews.config import Config
 from twoviews.cpu import views as cpp
@@ -83,7 +83,7 @@ def test_views_that_cannot_be_made_are_refused(word: str, said: str) -> None:
             ("views=[{},{},{}]", "view_sizes=[12,12]"),
             "views describes 3 views, view_sizes 2: give both the same number, or view_sizes=null",
         ),
-        (("view_sizes=[12]",), "simclr: needs 2 views, got 1: give view_sizes 2 entries, or leave it out"),
+        (("view_sizes=[12]",), "simclr: needs 2 views, got 1: describe as many in view_sizes and in views, or leave both out"),
         (("views=[{blur_p:1.0}]",), "simclr: needs 2 views, got 1"),
     ],
 )
@@ -92,7 +92,12 @@ def test_a_number_of_views_that_does_not_fit_is_refused(words: tuple[str, ...], 
         build.build(loaded(*words))
 
 
+def test_lists_of_different_lengths_are_refused_before_the_data_are_read() -> None:
+    with pytest.raises(ValueError, match="views describes 3 views, view_sizes 2"):
+        loaded("views=[{},{},{}]", "view_sizes=[12,12]")
+
+
 def test_supervised_training_accepts_a_single_view() -> None:
     cfg = config.load("pretrain", ["recipe=supervised", "dataset=fashion_mini", "backbone=thin16", "view_sizes=[12]", "whiten_stem=false"])
     assert build.build(cfg).views.sizes == (12,)
-    assert inputs.view_differences(cfg) == [{}]
+    assert config.view_differences(cfg) == [{}]

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from twoviews import device, distributed, optim, runs
-from twoviews.config import Config
+from twoviews.config import Config, view_differences
 from twoviews.data.arrays import Arrays
 from twoviews.data.dataset import Dataset, prepare, steps_per_epoch
-from twoviews.inputs import build_views, check, load_data, normalisation, view_differences
+from twoviews.inputs import build_views, check, load_data, normalisation
 from twoviews.methods import METHODS, arguments
 from twoviews.methods.base import Method
 from twoviews.models.batchnorm import sync_batchnorm

@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from twoviews import distributed
-from twoviews.config import Config
+from twoviews.config import Config, view_differences
 from twoviews.data.dataset import Dataset, load
 from twoviews.data.folder import Options
 from twoviews.methods import METHODS
@@ -48,23 +48,6 @@ def build_views(cfg: Config, dataset: Dataset) -> Views:
     return Views(image_shape=(channels, height, width), specs=specs, mean=mean, std=std)
 
 
-def view_differences(cfg: Config) -> list[dict[str, Any]]:
-    """Return for each view the keys in which it differs from the recipe's common values.
-
-    Raises:
-        ValueError: if `views` and `view_sizes` do not describe the same number of views.
-    """
-    given = cfg.get("views")  # runs of version 0.1.0 lack this key
-    if given is None:
-        return [{} for _ in cfg.view_sizes or (0, 0)]
-    found = [{key: value for key, value in view.items() if key != "count"} for view in given for _ in range(view.get("count", 1))]
-    if cfg.view_sizes and len(cfg.view_sizes) != len(found):
-        raise ValueError(
-            f"views describes {len(found)} views, view_sizes {len(cfg.view_sizes)}: give both the same number, or view_sizes=null"
-        )
-    return found
-
-
 def normalisation(cfg: Config, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and standard deviation for pixels in [0, 1]: the data set's, or 0 and 1."""
     channels = dataset.images.shape[1]
@@ -83,7 +66,7 @@ def check(cfg: Config, dataset: Dataset, images: int, unlabelled: bool) -> None:
         ValueError: what does not fit, and what to choose.
     """
     if (count := len(view_differences(cfg))) < (least := METHODS[cfg.method].least_views):
-        raise ValueError(f"{cfg.method}: needs {least} views, got {count}: give view_sizes {least} entries, or leave it out")
+        raise ValueError(f"{cfg.method}: needs {least} views, got {count}: describe as many in view_sizes and in views, or leave both out")
     if METHODS[cfg.method].uses_labels and unlabelled:
         raise ValueError(f"train_on={cfg.train_on}: {cfg.method} needs labels, and test images have none here: expected train+val")
     if cfg.batch_size > images:

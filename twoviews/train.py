@@ -139,7 +139,7 @@ class Plan:
         )
         for group in optimizer.param_groups:
             group["lr"] = self.peak_rate if group.get("constant_lr") else rate
-            if self.cfg.get("weight_decay_end") is not None and group["weight_decay"] > 0:
+            if self.cfg.get("weight_decay_end") is not None and group.get("adapt", True):  # not where nothing decays
                 group["weight_decay"] = optim.cosine(self.cfg.weight_decay, self.cfg.weight_decay_end, step / self.steps)
         return rate
 
@@ -252,9 +252,10 @@ def _diverged(run: runs.RunFolder, cfg: Config, rows: list[dict[str, Any]], bad:
         "command": f"{distributed.program()} " + shlex.join(["pretrain", f"resume={run.path}", f"max_steps={row['step'] + 1}"]),
     }
     run.write(runs.REPLAY, replay)
+    more = " or a larger whitening_eps" if "whitening_eps" in cfg else ""
     problem = f"loss {row['loss']}" if not math.isfinite(row["loss"]) else f"loss {row['loss']:.4g} and weights that are not finite"
     return FloatingPointError(
-        f"{problem} at step {row['step']}, learning rate {row['lr']:g}: try a lower learning_rate; the last checkpoint is kept; "
+        f"{problem} at step {row['step']}, learning rate {row['lr']:g}: try a lower learning_rate{more}; the last checkpoint is kept; "
         f"to reproduce this step: {replay['command']} ({run.path / runs.REPLAY})"
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from twoviews import distributed
+from twoviews.losses import exact, without_autocast
 from twoviews.methods.base import Loss, WithProjector
 
 
@@ -26,14 +27,14 @@ class AlignUniform(WithProjector):
         self.temperature = temperature
 
     def forward(self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None) -> Loss:
-        a, b = (distributed.gather(F.normalize(self.project(x), dim=1)) for x in views)  # (N, D) each
+        a, b = (distributed.gather(F.normalize(exact(self.project(x)), dim=1)) for x in views)  # (N, D) each
         alignment = (a - b).square().sum(1).mean()
         uniformity = (self.potential(a) + self.potential(b)) / 2
         return alignment + uniformity, {"alignment": alignment.detach()}
 
     def potential(self, z: Tensor) -> Tensor:
         """Return the logarithm of the mean Gaussian potential of all pairs of rows."""
-        z = z if z.dtype == torch.float64 else z.float()  # not in bfloat16
-        distances = 2 - 2 * z @ z.T  # squared
-        pairs = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
-        return torch.logsumexp(torch.where(pairs, -distances / self.temperature, -torch.inf).flatten(), 0) - torch.log(pairs.sum())
+        with without_autocast(z.device):  # not in bfloat16
+            distances = 2 - 2 * z @ z.T  # squared
+            pairs = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+            return torch.logsumexp(torch.where(pairs, -distances / self.temperature, -torch.inf).flatten(), 0) - torch.log(pairs.sum())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from twoviews import optim
 from twoviews.losses import barlow_twins, decoupled, sinkhorn, supcon, vicreg, whitened
 from twoviews.methods.base import Method
 
@@ -211,6 +212,26 @@ def test_dinos_last_layer_is_weight_normed_and_frozen_at_first() -> None:
     method(views_of(2), None, START)[0].backward()
     method.before_step(START)
     assert (method.prototypes.weight.grad == 0).all()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon", "lars", "larc"])
+@pytest.mark.parametrize("name", ["swav", "dino"])
+def test_frozen_prototypes_do_not_move_whatever_the_optimiser(name: str, optimizer: str) -> None:
+    method = contract.tiny(name, freeze_until=0.3)
+    settings: dict[str, Any] = {"momentum": 0.9, "nesterov": False, "weight_decay": 0.1, "decay_norms": True}
+    steps = optim.build(method.param_groups(), optimizer=optimizer, **settings)
+    before = method.prototypes.weight.detach().clone()
+    for progress in (START, torch.tensor(0.1), HALF):
+        method(views_of(2), None, progress)[0].backward()
+        method.before_step(progress)
+        for group in steps.param_groups:
+            group["lr"] = 0.1
+        steps.step()
+        steps.zero_grad()
+        method.after_step(progress)
+        if progress < 0.3:
+            torch.testing.assert_close(method.prototypes.weight, before)
+    assert (method.prototypes.weight - before).abs().max() > 1e-3
 
 
 def test_dinos_teacher_can_be_evaluated_in_place_of_the_student() -> None:

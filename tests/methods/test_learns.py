@@ -28,7 +28,8 @@ def test_knn_is_a_point_above_random_initialisation_and_z_does_not_collapse(name
     modules = parts.method.modules_to_probe()
     z = torch.nn.functional.normalize(parts.embed(modules.get("z", modules["h"]), parts.dataset.split("val")[0]), dim=1)
     print(f"{name}: kNN {100 * before:.1f} to {100 * after:.1f} %, std of z {z.std(0).mean() * z.shape[1] ** 0.5:.2f} / sqrt(D)")
-    assert after >= before + 0.01
+    slow = name in ("byol", "simsiam", "swav", "dino")  # start slowly
+    assert after >= before + (0.01 if slow else 0.03)
     assert z.std(0).mean() >= 0.3 / z.shape[1] ** 0.5
 
 

@@ -15,7 +15,7 @@ PAIRS = "test_barlow_twins_and_vicreg_are_means_over_pairs_of_views"
 WMSE = "test_wmse_compares_views_that_were_whitened_each_by_itself"
 MUTANTS = [
     Mutant("SimSiam: no stop-gradient", "methods/simsiam.py", "target.detach()", "target", SIMSIAM),
-    Mutant("SimSiam: no predictor", "methods/simsiam.py", "cosine(self.predictor(z_i),", "cosine(z_i,", SIMSIAM),
+    Mutant("SimSiam: no predictor", "methods/simsiam.py", "cosine(p, target", "cosine(z[i], target", SIMSIAM),
     Mutant("SimSiam: the target holds the view itself", "methods/simsiam.py", " if j != i]).mean(0)", "]).mean(0)", SIMSIAM),
     Mutant(
         "SimSiam: the predictor's rate decays",
@@ -60,7 +60,7 @@ MUTANTS = [
     Mutant(
         "MoCo v3: keys of the trained encoder", "methods/moco_v3.py", "of_views(self.momentum_encoder,", "of_views(self.project,", MOCO_V3
     ),
-    Mutant("MoCo v3: no predictor", "methods/moco_v3.py", "[self.predictor(z) for z in", "[z for z in", MOCO_V3),
+    Mutant("MoCo v3: no predictor", "methods/moco_v3.py", "of_views(self.predictor, z,", "of_views(lambda x: x, z,", MOCO_V3),
     Mutant(
         "MoCo v3: the momentum copy never moves",
         "methods/moco_v3.py",
@@ -76,7 +76,7 @@ MUTANTS = [
         NNCLR,
     ),
     Mutant("NNCLR: the farthest", "models/momentum.py", ".argmax(1)", ".argmin(1)", NNCLR),
-    Mutant("NNCLR: no predictor", "methods/nnclr.py", "distributed.gather(self.predictor(x))", "distributed.gather(x)", NNCLR),
+    Mutant("NNCLR: no predictor", "methods/nnclr.py", "of_views(self.predictor, z,", "of_views(lambda x: x, z,", NNCLR),
     Mutant(
         "NNCLR: the queue is not updated",
         "methods/nnclr.py",
@@ -95,7 +95,7 @@ MUTANTS = [
     Mutant(
         "SwAV: prototypes never frozen",
         "methods/swav.py",
-        "        self.prototypes.freeze(progress, until=self.freeze_until)\n",
+        "        self.prototypes.before_step(progress, frozen_until=self.freeze_until)\n",
         "        pass\n",
         PROTOTYPES,
     ),
@@ -110,7 +110,7 @@ MUTANTS = [
         "for _ in range(0):",
         LOSSES,
     ),
-    Mutant("Sinkhorn: prototypes first", "losses/assignments.py", "        codes = codes / codes.sum(0)\n", "", LOSSES),
+    Mutant("Sinkhorn: prototypes first", "losses/assignments.py", "        log = log - log.logsumexp(0)\n", "", LOSSES),
     Mutant("DINO: the centre is not updated", "methods/dino.py", ", 1 - self.centre_decay)", ", 0.0)", DINO),
     Mutant("DINO: not centred", "methods/dino.py", "(t - self.centre) / temperature", "t / temperature", DINO),
     Mutant(

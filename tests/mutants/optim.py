@@ -81,14 +81,14 @@ MUTANTS = [
     Mutant(
         "LARC: the rate of a layer is not clipped",
         "optim/optimizers.py",
-        '(local / group["lr"]).clamp(max=1)',
+        '/ group["lr"]).clamp(max=1)',
         'local / group["lr"]',
         "test_larc_equals_apexs_code_and_scales_vectors_only_with_decay_norms",
     ),
     Mutant(
         "LARC: the norm of the gradient alone",
         "optim/optimizers.py",
-        '(slopes + group["weight_decay"] * lengths)',
+        "(slopes + decay * lengths)",
         "slopes",
         "test_larc_equals_apexs_code_and_scales_vectors_only_with_decay_norms",
     ),

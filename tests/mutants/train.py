@@ -170,7 +170,7 @@ MUTANTS = [
     ),
     Mutant(
         "views: count is ignored",
-        "inputs.py",
+        "config/views.py",
         'for _ in range(view.get("count", 1))',
         "for _ in range(1)",
         "test_each_entry_of_views_changes_some_keys_of_as_many_views_as_it_counts",

@@ -215,9 +215,8 @@ def larc_loop(
         for i, (w, g) in enumerate(zip(weights, step, strict=True)):
             if not (skip_vectors and w.ndim <= 1):
                 length, slope = (math.sqrt(sum(x * x for x in t.flatten().tolist())) for t in (w, g))
-                g = g + decay * w
                 if length > 0 and slope > 0:
-                    g = min(0.02 * length / (slope + decay * length) / rate, 1) * g
+                    g = min(0.02 * length / (slope + decay * length) / rate, 1) * (g + decay * w)
             velocity[i] = 0.9 * velocity[i] + g
             weights[i] = w - rate * (g + 0.9 * velocity[i] if nesterov else velocity[i])
     return weights

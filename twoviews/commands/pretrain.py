@@ -4,6 +4,7 @@ import contextlib
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def run_pretrain(cfg: Config, *, data: Arrays | None = None, on_step: train.OnSt
             folder = stack.enter_context(runs.RunFolder(path, writes=distributed.first()))
             folder.write(runs.MANIFEST, _manifest(cfg, parts))
         _print_header(cfg, parts, path)
-        with device.naming_memory(_memory_advice(cfg, path)):
+        with device.naming_memory(_memory_advice(cfg, path, parts.views.sizes)):
             code, trained = train.fit(cfg, parts, folder, on_step)
         if trained:
             summary = _finish(cfg, parts, probes, folder, trained, began)
@@ -201,11 +202,10 @@ def _check_machine_and_data(path: Path, parts: build.Parts) -> None:
         print(f"torch {now} continues a run of torch {before}: the result may differ in the last bits")
 
 
-def _memory_advice(cfg: Config, path: Path) -> str:
+def _memory_advice(cfg: Config, path: Path, sizes: Sequence[int]) -> str:
     """Return what the error says where memory runs out: with which settings, and what to try."""
-    sizes = cfg.view_sizes
-    views = f"views of {' and '.join(map(str, sizes))} pixels" if sizes else "views as large as the images"
-    smaller = ",".join(str(max(8, size * 3 // 4)) for size in sizes or (32, 32))
+    views = f"views of {' and '.join(map(str, sizes))} pixels" if cfg.view_sizes else "views as large as the images"
+    smaller = ",".join(str(max(8, size * 3 // 4)) for size in sizes)
     return (
         f" with batch_size={cfg.batch_size}, {views}, precision={cfg.precision}: start a new run with "
         f"batch_size={max(2, cfg.batch_size // 2)} or view_sizes=[{smaller}]; the checkpoint is kept, "

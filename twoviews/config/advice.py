@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from twoviews.config.files import recipes_of, values
+from twoviews.config.files import recipes_of
 from twoviews.config.load import Config
-from twoviews.config.schema import RULES
 
 FAR = 5  # times above the largest, or below the smallest value of the recipes
 AGAINST_COLLAPSE = {
@@ -33,10 +32,10 @@ def warnings(cfg: Config) -> list[str]:
         used = [recipe["temperature"] for recipe in recipes_of(cfg.method).values()]
         found += _far(f"temperature={cfg.temperature:g}", cfg.temperature, used, f"recipes of {cfg.method}")
     if {"learning_rate", "base_learning_rate", "batch_size", "optimizer"} & set(cfg.given):
-        every = [values("pretrain", name) for name in RULES["recipe"].choices]
-        used = [_base_rate(recipe) for recipe in every if recipe["optimizer"] == cfg.optimizer]
+        kind = "adam" if cfg.optimizer == "adamw" else cfg.optimizer
+        used = [_base_rate(recipe) for recipe in recipes_of().values() if recipe["optimizer"] == kind]
         rate = _base_rate(cfg)
-        found += _far(f"the rate for a batch of 256, {rate:g},", rate, used, f"recipes with optimizer={cfg.optimizer}")
+        found += _far(f"the rate for a batch of 256, {rate:g},", rate, used, f"recipes with optimizer={kind}")
     if cfg.optimizer in ("lars", "larc") and cfg.backbone.startswith("thin"):
         found.append(
             f"optimizer={cfg.optimizer} was made for large batches and networks; the recipes for {cfg.backbone} have optimizer=muon"

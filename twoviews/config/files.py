@@ -121,14 +121,14 @@ def with_method(settings: dict[str, Any], method: str) -> dict[str, Any]:
     return {**kept, "method": method}
 
 
-def recipes_of(method: str) -> dict[str, dict[str, Any]]:
-    """Return the values of the recipes of a method, by name."""
+def recipes_of(method: str | None = None) -> dict[str, dict[str, Any]]:
+    """Return the values of the recipes of a method, or of all methods, by name."""
     found = {}
     for name in RULES["recipe"].choices:
         try:
             settings = values("pretrain", name)
         except ValueError:  # a broken recipe is reported where it is chosen
             continue
-        if settings["method"] == method:
+        if method in (None, settings["method"]):
             found[name] = settings
     return found

@@ -14,6 +14,7 @@ from typing import Any
 from twoviews.config import files
 from twoviews.config.hints import did_you_mean, hint, no_such_key
 from twoviews.config.schema import RULES, rule, show
+from twoviews.config.views import view_differences
 
 FLAGS = ("--multirun", "-m", "--cfg", "-c", "job", "--help", "-h")
 PATH_KEYS = ("resume", "init", "run", "run_id", "runs_dir", "data_dir", "classes", "to")  # their values are taken literally
@@ -87,6 +88,7 @@ def _check_together(cfg: Config) -> None:
         raise ValueError(f"min_learning_rate={cfg.min_learning_rate}: above the peak rate {peak:g}: choose at most that")
     if cfg.warmup_epochs >= cfg.epochs and cfg.warmup_epochs > 0:
         raise ValueError(f"warmup_epochs={cfg.warmup_epochs}: as long as the run ({cfg.epochs} epochs): choose less")
+    view_differences(cfg)  # refuses lists of different lengths
     labelled_only = cfg.train_on != "train+val+test" and cfg.dataset != "folder"  # a folder may have images without labels, too
     if cfg.train_size is not None and cfg.batch_size > cfg.train_size and labelled_only:
         raise ValueError(f"batch_size={cfg.batch_size}: train_size={cfg.train_size} leaves fewer images: choose at most that")

@@ -19,11 +19,10 @@ def sinkhorn(scores: Tensor, *, temperature: float, iterations: int, counted: Te
     Returns:
         (B, K) in float32 (float64 for float64 input); each row sums to 1.
     """
-    scores = exact(scores) / temperature
-    codes = torch.exp(scores - scores.max())
-    if counted is not None:
-        codes = codes * counted[:, None]
+    log = exact(scores) / temperature  # logarithms: no prototype is lost by underflow
+    hidden = torch.zeros(len(log), 1, dtype=torch.bool, device=log.device) if counted is None else ~counted[:, None]
+    log = log.masked_fill(hidden, -torch.inf)
     for _ in range(iterations):
-        codes = codes / codes.sum(0)
-        codes = codes / codes.sum(1, keepdim=True).clamp(min=torch.finfo(codes.dtype).tiny)
-    return codes
+        log = log - log.logsumexp(0)
+        log = (log - log.logsumexp(1, keepdim=True)).masked_fill(hidden, -torch.inf)
+    return log.exp()

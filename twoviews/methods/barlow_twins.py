@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from twoviews import distributed
-from twoviews.losses import barlow_twins
+from twoviews.losses import barlow_twins, exact
 from twoviews.methods.base import Loss, WithProjector
 from twoviews.models.forward import of_views
 
@@ -30,6 +30,6 @@ class BarlowTwins(WithProjector):
         self.off_diagonal, self.loss_scale, self.one_forward = off_diagonal, loss_scale, one_forward
 
     def forward(self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None) -> Loss:
-        z = [distributed.gather(x) for x in of_views(self.project, views, one_forward=self.one_forward)]  # V tensors (N, D)
+        z = [distributed.gather(exact(x)) for x in of_views(self.project, views, one_forward=self.one_forward)]  # V tensors (N, D)
         losses = [barlow_twins(a, b, self.off_diagonal) for a, b in combinations(z, 2)]
         return self.loss_scale * sum(losses[1:], losses[0]) / len(losses), {}

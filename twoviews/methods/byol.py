@@ -35,7 +35,8 @@ class BYOL(WithProjector):
         self.ema_decay, self.ema_decay_end, self.one_forward = ema_decay, ema_decay_end, one_forward
 
     def forward(self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None) -> Loss:
-        p = [self.predictor(z) for z in of_views(self.project, views, one_forward=self.one_forward)]
+        z = of_views(self.project, views, one_forward=self.one_forward)
+        p = of_views(self.predictor, z, one_forward=self.one_forward)
         with torch.no_grad():
             targets = of_views(self.teacher, views, one_forward=self.one_forward)
         loss = torch.zeros((), device=p[0].device)

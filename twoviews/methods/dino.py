@@ -1,7 +1,6 @@
 """DINO (Caron et al. 2021, https://arxiv.org/abs/2104.14294), for ResNets: predict a slow teacher's softmax over prototypes.
 
-The teacher sees the views of the largest size, the student all (multi-crop). Centring and sharpening prevent a collapse.
-Difference from the paper: the head has ReLU and, if its recipe says so, BatchNorm.
+The teacher sees the views of the largest size, the student all (multi-crop). Difference from the paper: the head has ReLU.
 """
 
 from typing import Any
@@ -73,8 +72,9 @@ class DINO(WithProjector):
         return torch.stack(losses).mean(), {}
 
     def before_step(self, progress: Tensor) -> None:
-        self.prototypes.freeze(progress, until=self.freeze_until)
+        self.prototypes.before_step(progress, frozen_until=self.freeze_until)
 
     def after_step(self, progress: Tensor) -> None:
+        self.prototypes.after_step(progress, frozen_until=self.freeze_until)
         for copy, trained in zip(self.teacher, (self.backbone, self.projector, self.prototypes), strict=True):
             ema_update(copy, trained, cosine_ramp(*self.ema_decays, progress))

@@ -47,7 +47,8 @@ class MoCoV3(WithProjector):
         self.ema_decay, self.ema_decay_end = ema_decay, ema_decay_end
 
     def forward(self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None) -> Loss:
-        queries = [self.predictor(z) for z in of_views(self.project, views, one_forward=self.one_forward)]
+        z = of_views(self.project, views, one_forward=self.one_forward)
+        queries = of_views(self.predictor, z, one_forward=self.one_forward)
         with torch.no_grad():
             keys = [distributed.gather(k) for k in of_views(self.momentum_encoder, views, one_forward=self.one_forward)]  # (N, D)
         start = distributed.rows(len(keys[0])).start

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from twoviews import distributed
-from twoviews.losses import info_nce_in_batch
+from twoviews.losses import exact, info_nce_in_batch
 from twoviews.methods.base import Loss, WithProjector
 from twoviews.models.forward import of_views
 from twoviews.models.heads import mlp
@@ -55,11 +55,11 @@ class NNCLR(WithProjector):
 
     def forward(self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None) -> Loss:
         z = of_views(self.project, views, one_forward=self.one_forward)  # V tensors (n, D)
-        p = [distributed.gather(self.predictor(x)) for x in z]  # V tensors (N, D)
+        p = [distributed.gather(exact(x)) for x in of_views(self.predictor, z, one_forward=self.one_forward)]  # V tensors (N, D)
         neighbours = [self.queue.nearest(x) for x in z]
         start = distributed.rows(len(p[0])).start
         pairs = list(permutations(range(len(z)), 2))
         losses = torch.stack([info_nce_in_batch(neighbours[i], p[j], self.temperature, start) for i, j in pairs])
         # important: afterwards, so that no view finds itself
-        self.queue.enqueue(F.normalize(distributed.gather(z[0].detach()), dim=1))
+        self.queue.enqueue(F.normalize(distributed.gather(exact(z[0].detach())), dim=1))
         return losses.mean(), {}

@@ -35,9 +35,9 @@ class SimSiam(WithProjector):
     def forward(self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None) -> Loss:
         z = of_views(self.project, views, one_forward=self.one_forward)  # V tensors (N, D)
         loss = torch.zeros((), device=z[0].device)
-        for i, z_i in enumerate(z):
+        for i, p in enumerate(of_views(self.predictor, z, one_forward=self.one_forward)):
             target = torch.stack([z_j for j, z_j in enumerate(z) if j != i]).mean(0)
-            loss = loss - cosine(self.predictor(z_i), target.detach()) / len(z)  # important: without gradient, or it collapses
+            loss = loss - cosine(p, target.detach()) / len(z)  # important: without gradient, or it collapses
         return loss, {"z_std": F.normalize(z[0].detach().float(), dim=1).std(0).mean()}
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from twoviews import distributed
-from twoviews.losses import cross_entropy, sinkhorn
+from twoviews.losses import cross_entropy, exact, sinkhorn
 from twoviews.methods.base import Loss, WithProjector
 from twoviews.models.forward import of_views
 from twoviews.models.heads import Prototypes
@@ -26,8 +26,7 @@ class SwAV(WithProjector):
         temperature: of the prediction, > 0; sinkhorn_temperature, sinkhorn_iterations: of the assignments (in the paper 0.05 and 3).
         queue_size: projections of earlier images that are assigned too, so that a small batch can use all prototypes; 0: none.
         queue_from, freeze_until: shares of the run from which the queue counts, and until which the prototypes are frozen.
-        one_forward: all views of one size in one forward pass (authors' code), or one pass per view.
-        projector: see `WithProjector`.
+        one_forward, projector: all views of one size in one forward pass (authors' code); see `WithProjector`.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class SwAV(WithProjector):
     def forward(self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None) -> Loss:
         z = of_views(self.project, views, one_forward=self.one_forward)  # V tensors (n, D)
         full = [i for i, x in enumerate(views) if x.shape[-1] == max(y.shape[-1] for y in views)]
-        codes = self._codes([distributed.gather(z[i].detach()) for i in full], progress)  # (N, K) for each full view
+        codes = self._codes([distributed.gather(exact(z[i].detach())) for i in full], progress)  # (N, K) for each full view
         own, scores = distributed.rows(len(codes[0])), [self.prototypes(x) / self.temperature for x in z]
         losses = [cross_entropy(scores[j], q[own]) for i, q in zip(full, codes, strict=True) for j in range(len(z)) if j != i]
         return torch.stack(losses).mean(), {}
@@ -74,7 +73,8 @@ class SwAV(WithProjector):
         return codes
 
     def before_step(self, progress: Tensor) -> None:
-        self.prototypes.freeze(progress, until=self.freeze_until)
+        self.prototypes.before_step(progress, frozen_until=self.freeze_until)
 
     def after_step(self, progress: Tensor) -> None:
+        self.prototypes.after_step(progress, frozen_until=self.freeze_until)
         self.prototypes.normalize()

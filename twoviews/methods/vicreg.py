@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from twoviews import distributed
-from twoviews.losses import vicreg
+from twoviews.losses import exact, vicreg
 from twoviews.methods.base import Loss, WithProjector
 from twoviews.models.forward import of_views
 
@@ -30,6 +30,6 @@ class VICReg(WithProjector):
         self.one_forward = one_forward
 
     def forward(self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None) -> Loss:
-        z = [distributed.gather(x) for x in of_views(self.project, views, one_forward=self.one_forward)]  # V tensors (N, D)
+        z = [distributed.gather(exact(x)) for x in of_views(self.project, views, one_forward=self.one_forward)]  # V tensors (N, D)
         losses = [vicreg(a, b, **self.weights) for a, b in combinations(z, 2)]
         return sum(losses[1:], losses[0]) / len(losses), {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from twoviews import distributed
-from twoviews.losses import cosine, whitened
+from twoviews.losses import cosine, exact, whitened
 from twoviews.methods.base import Loss, WithProjector
 from twoviews.models.forward import of_views
 
@@ -49,7 +49,7 @@ class WMSE(WithProjector):
         self.whitening_size, self.whitening_eps, self.one_forward = whitening_size, whitening_eps, one_forward
 
     def forward(self, views: list[Tensor], labels: Tensor | None = None, progress: Tensor | None = None) -> Loss:
-        z = [distributed.gather(x) for x in of_views(self.project, views, one_forward=self.one_forward)]  # V tensors (N, D)
+        z = [distributed.gather(exact(x)) for x in of_views(self.project, views, one_forward=self.one_forward)]  # V tensors (N, D)
         v = [whitened(x, self.whitening_size, self.whitening_eps) for x in z]
         distances = torch.stack([2 - 2 * cosine(a, b) for a, b in combinations(v, 2)])  # eq. 3
         return distances.mean(), {}

@@ -65,10 +65,16 @@ class Prototypes(nn.Module):
             weight = exact(self.weight)
             return F.normalize(exact(z), dim=1) @ (F.normalize(weight, dim=1) if self.weight_norm else weight).T
 
-    def freeze(self, progress: Tensor, until: float) -> None:
-        """Set the gradient to 0 while `progress`, a 0-dim tensor, is below `until`."""
+    def before_step(self, progress: Tensor, *, frozen_until: float) -> None:
+        """Set the gradient to 0 while `progress`, a 0-dim tensor, is below `frozen_until`, and keep the weights for `after_step`."""
         assert self.weight.grad is not None
-        self.weight.grad.mul_(progress >= until)
+        self.weight.grad.mul_(progress >= frozen_until)
+        self.before = self.weight.detach().clone()
+
+    @torch.no_grad()
+    def after_step(self, progress: Tensor, *, frozen_until: float) -> None:
+        """Undo the step while the weights are frozen: weight decay moves them without a gradient, too."""
+        self.weight.copy_(torch.where(progress >= frozen_until, self.weight, self.before))
 
     @torch.no_grad()
     def normalize(self) -> None:

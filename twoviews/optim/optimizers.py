@@ -216,11 +216,12 @@ class LARC(LARS):
             params, gradients, velocity = _moving(self, group)
             if not params:
                 continue
-            updates = torch._foreach_add(gradients, params, alpha=group["weight_decay"])
+            decay, updates = group["weight_decay"], list(gradients)
             if group["adapt"] and group["lr"] > 0:
                 lengths, slopes = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, gradients))
-                local = group["trust"] * lengths / (slopes + group["weight_decay"] * lengths)
-                local = torch.where((lengths > 0) & (slopes > 0), (local / group["lr"]).clamp(max=1), 1.0)
+                adapted = (lengths > 0) & (slopes > 0)  # other layers are neither scaled nor decayed
+                local = torch.where(adapted, (group["trust"] * lengths / (slopes + decay * lengths) / group["lr"]).clamp(max=1), 1.0)
+                updates = list(torch._foreach_add(gradients, torch._foreach_mul(params, (decay * adapted).unbind())))
                 torch._foreach_mul_(updates, local.unbind())
             torch._foreach_mul_(velocity, group["momentum"])
             torch._foreach_add_(velocity, updates)

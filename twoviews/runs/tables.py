@@ -29,7 +29,7 @@ def groups(found: Sequence[Run]) -> list[list[Run]]:
     out: dict[tuple[Any, ...], list[Run]] = {}
     science = set(keys("science")) - {"seed"}
     for summary, config in found:
-        same = tuple(sorted((key, str(value)) for key, value in config.items() if key in science))
+        same = tuple(sorted((key, str(value)) for key, value in config.items() if key in science and value is not None))
         out.setdefault((summary["dataset"], summary["train"]["steps"], same), []).append((summary, config))
     return list(out.values())
 
