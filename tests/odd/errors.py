@@ -116,7 +116,7 @@ def a_method_whose_keys_the_recipe_lacks_is_refused_before_torch_is_asked(odd: O
         assert (code, out) == (2, "")
         assert err == (
             "twoviews: method=moco: needs the key queue_size, which recipe=cifar_thin does not set: "
-            "choose a recipe of this method: moco, moco_cifar_demo, moco_thin\n"
+            "choose a recipe of this method: moco, moco_cifar_demo, moco_resnet18, moco_thin\n"
         )
 
 
