@@ -42,6 +42,7 @@ def test_two_faults_of_one_name_are_reported() -> None:
 def test_a_fault_is_planted_in_the_copy_alone(tmp_path: Path) -> None:
     original, copy = tmp_path / "original.py", tmp_path / GOOD.file
     shutil.copy(mutant.ROOT / "twoviews" / GOOD.file, original)
+    copy.parent.mkdir(exist_ok=True)
     copy.hardlink_to(original)
     before = original.read_text(encoding="utf-8")
     GOOD.plant(tmp_path)

@@ -80,7 +80,7 @@ MUTANTS = [
     Mutant(
         "NNCLR: the queue is not updated",
         "methods/nnclr.py",
-        "        self.queue.enqueue(F.normalize(distributed.gather(z[0].detach()), dim=1))\n",
+        "        self.queue.enqueue(F.normalize(distributed.gather(exact(z[0].detach())), dim=1))\n",
         "",
         NNCLR,
     ),

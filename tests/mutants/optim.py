@@ -81,8 +81,8 @@ MUTANTS = [
     Mutant(
         "LARC: the rate of a layer is not clipped",
         "optim/optimizers.py",
-        '/ group["lr"]).clamp(max=1)',
-        'local / group["lr"]',
+        ' / group["lr"]).clamp(max=1), 1.0)',
+        ' / group["lr"]), 1.0)',
         "test_larc_equals_apexs_code_and_scales_vectors_only_with_decay_norms",
     ),
     Mutant(

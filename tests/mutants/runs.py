@@ -131,7 +131,7 @@ MUTANTS = [
     Mutant(
         "runs with other settings in one mean",
         "runs/tables.py",
-        "if key in science))",
+        "if key in science and value is not None))",
         "if False))",
         "config/test_schema.py::test_runs_are_grouped_over_seeds_by_their_science_keys",
     ),

@@ -107,7 +107,8 @@ def word(key: str, value: Any) -> str:
 
     Args:
         key: one of `schema.RULES`.
-        value: None, a bool, number, text or path, or a tuple, list, range or array of them; scalars of numpy and torch too.
+        value: None, a bool, number, text or path, or a tuple, list, range or array of them; scalars of numpy and torch
+            too; for `views`, a list of mappings.
 
     Raises:
         ValueError: if the value is of another type.
@@ -123,7 +124,7 @@ def _plain(key: str, value: Any) -> Any:
         return os.fsdecode(value)
     if hasattr(value, "tolist"):  # an array, a tensor, or a scalar of numpy or torch
         return _plain(key, value.tolist())
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and key == "views":
         return {str(name): _plain(key, item) for name, item in value.items()}
     if isinstance(value, Sequence):
         return [_plain(key, item) for item in value]
