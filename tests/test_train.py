@@ -139,14 +139,16 @@ def test_checkpoints_are_at_least_so_many_seconds_apart_and_the_last_step_is_sav
 
 
 @pytest.mark.slow
-def test_checkpoints_of_a_resnet_whose_epochs_take_a_second_cost_at_most_3_percent(tmp_path: Path) -> None:
-    words = ["recipe=simclr_cifar10", "dataset=blood_cells", "train_size=16", "batch_size=8", "epochs=80", "warmup_epochs=0"]
-    cfg = config.load("pretrain", [*words, "probe_every=0", "device=cpu", "precision=fp32", "compile=false"])
+def test_a_checkpoint_of_a_resnet_costs_at_most_3_percent_of_the_least_time_between_two(tmp_path: Path) -> None:
+    """So a run whose epochs are short spends at most that share on them. Independent of how long an epoch takes on this machine."""
+    apart = config.load("pretrain", ["recipe=simclr_cifar10"]).checkpoint_seconds
+    words = ["recipe=simclr_cifar10", "dataset=blood_cells", "train_size=16", "batch_size=8", "epochs=12", "warmup_epochs=0"]
+    words += ["checkpoint_seconds=0", "probe_every=0", "device=cpu", "precision=fp32", "compile=false", "threads=1"]
+    cfg = config.load("pretrain", words)
     with runs.RunFolder(runs.create(tmp_path, "run", "seed: 0\n")) as run:
         code, summary = train.fit(cfg, build.build(cfg), run)
     assert code == 0
-    assert summary["seconds"] > 65, "at least one checkpoint besides the last"
-    assert 0 < summary["checkpoint_seconds"] <= 0.03 * (summary["seconds"] + summary["checkpoint_seconds"]), summary
+    assert 0 < summary["checkpoint_seconds"] / cfg.epochs <= 0.03 * apart, summary
 
 
 @pytest.mark.parametrize(

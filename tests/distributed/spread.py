@@ -19,7 +19,13 @@ def main(file: str) -> None:
     found = []
     with distributed.group(60):
         for seed in range(SEEDS):
-            changes = {"batch_size": BATCH, "epochs": STEPS * BATCH // 640, "max_steps": None, "precision": "fp32", "seed": seed}
+            changes = {
+                "batch_size": BATCH,
+                "epochs": STEPS * BATCH // steps.SMALL["train_size"],
+                "max_steps": None,
+                "precision": "fp32",
+                "seed": seed,
+            }
             found.append(steps.trained(steps.configuration("simclr", **changes))["losses"])
     torch.save({"losses": found}, file)
 
