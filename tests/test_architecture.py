@@ -24,8 +24,8 @@ LAYERS = [
     {"__main__"},
     {"cli", "api", "__init__"},  # __init__ imports lazily: the names of the Python API
     {"commands"},
-    {"train", "monitor", "evaluation", "embedder", "inspection", "finish"},
-    {"build", "inputs", "pretrained"},
+    {"train", "monitor", "evaluation", "embedder", "export", "inspection", "finish"},
+    {"build", "foreign", "inputs", "pretrained"},
     {"cpu", "report"},
     {"methods", "probes"},
     {"models", "views", "data"},

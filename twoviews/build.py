@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twoviews import device, distributed, optim, runs
+from twoviews import device, distributed, foreign, optim, runs
 from twoviews.config import Config, view_differences
 from twoviews.data.arrays import Arrays
 from twoviews.data.dataset import Dataset, prepare, steps_per_epoch
@@ -143,8 +143,8 @@ def build_method(cfg: Config, dataset: Dataset, init: Path | None = None) -> Met
             mean, std = (torch.tensor(v).view(-1, 1, 1) for v in normalisation(cfg, dataset))
             some = images[:: -(-len(images) // WHITEN_IMAGES)]  # spread over the set: an image folder is sorted by class
             whiten_stem(backbone, (some.float() / 255 - mean) / std)
-        if init is not None:
-            weights.load_into(backbone, init)
+        if init is not None and (matched := foreign.start_from(backbone, init)):
+            print(matched)
         sizes = cfg.view_sizes or [height] * len(view_differences(cfg))
         full = sum(size == max(sizes) for size in sizes)
         parts = dict(zip(FROM_DATA, (backbone, embed_dim, len(dataset.classes), len(images), len(sizes), full), strict=True))

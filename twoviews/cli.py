@@ -23,6 +23,7 @@ USAGE = """usage: twoviews <verb> key=value ...
   twoviews evaluate run=latest probes=reference     evaluate a finished run again
   twoviews data data_dir=photos                     what would be read from a folder of images, and a picture of it
   twoviews embed run=latest data_dir=photos         features of images, as a file
+  twoviews export run=latest to=torchvision         the trained encoder for torchvision, timm, onnxruntime or the Hugging Face Hub
   twoviews runs compare                             all runs; mean ± std over seeds; tables of the reference projects
   twoviews report run=latest                        write the run's report.html again
   twoviews bench what=all                           speed beside other tools (in a clone of the repository)
@@ -157,7 +158,7 @@ def _run(verb: str, cfg: config.Config) -> int:
     if follows and verb not in ("pretrain", "evaluate"):
         return 0
     try:
-        run = cfg.get("resume") or (cfg.get("run") if verb != "embed" else None)  # embed takes files and bundled models, too
+        run = cfg.get("resume") or (cfg.get("run") if verb not in ("embed", "export") else None)  # these take files and bundled models, too
         if run and run != "latest" and not follows:  # before torch is imported: a wrong name, or a run in use, is reported at once
             runs.check_unlocked(runs.find(run, Path(cfg.runs_dir), key="resume" if cfg.get("resume") else "run"))
         command = importlib.import_module(f"twoviews.commands.{verb}")

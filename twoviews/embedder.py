@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from twoviews import device, runs
 from twoviews.images.channels import change_channels
-from twoviews.images.inputs import Notes, batches, home, inputs
+from twoviews.images.inputs import Notes, batches, inputs
 from twoviews.images.names import listed, plural
 from twoviews.images.pixels import Reading, check_ranges
-from twoviews.pretrained import BUNDLED, load_backbone
+from twoviews.pretrained import load_backbone, weights_file
 from twoviews.runs import weights
 
 LEAST_BATCH, BATCH = 16, 256  # images in one forward pass
@@ -196,15 +196,7 @@ class Embedder:
 
     def _file(self) -> Path:
         """Return the weights file that `run` stands for."""
-        name = str(self.run)
-        if name in BUNDLED and not Path(name).exists():
-            return BUNDLED[name]
-        if name.endswith(".safetensors"):
-            return home(name)
-        folder = runs.find(str(home(name)), home(self.runs_dir))
-        if not (folder / runs.BACKBONE).is_file():
-            raise ValueError(f"run={name}: not finished: it has no {runs.BACKBONE}: finish it with twoviews pretrain resume={folder}")
-        return folder / runs.BACKBONE
+        return weights_file(self.run, self.runs_dir)
 
     def _backbone(self) -> tuple[nn.Module, int]:
         """Return the backbone on its device, and the side of its images in pixels."""

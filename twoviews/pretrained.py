@@ -6,11 +6,33 @@ import torch
 from torch import nn
 
 from twoviews import runs
+from twoviews.images.inputs import home
 from twoviews.models.resnet import build_backbone
 from twoviews.rng import seeded
 from twoviews.runs import weights
 
 BUNDLED = {path.stem: path for path in sorted((Path(__file__).parent / "assets").glob("*.safetensors"))}  # by name
+
+
+def weights_file(run: str | Path, runs_dir: str | Path) -> Path:
+    """Return the weights file that a name stands for.
+
+    Args:
+        run: a run folder, its name, `latest`, a `.safetensors` file, or the name of a bundled model.
+        runs_dir: where `latest` and names are looked for.
+
+    Raises:
+        ValueError: if there is no such run, or it has not finished.
+    """
+    name = str(run)
+    if name in BUNDLED and not Path(name).exists():
+        return BUNDLED[name]
+    if name.endswith(".safetensors"):
+        return home(name)
+    folder = runs.find(str(home(name)), home(runs_dir))
+    if not (folder / runs.BACKBONE).is_file():
+        raise ValueError(f"run={name}: not finished: it has no {runs.BACKBONE}: finish it with twoviews pretrain resume={folder}")
+    return folder / runs.BACKBONE
 
 
 def load_backbone(run: str | Path) -> nn.Module:

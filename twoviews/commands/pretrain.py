@@ -180,6 +180,8 @@ def _resumed(cfg: Config, path: Path, processes: int) -> Config:
             f"start as many, or start a new run from its weights with init={path}"
         )
     free = {key: cfg[key] for key in keys("output", "probe", verb="pretrain") if key in cfg.given or key == "resume"}
+    if any((path / file).exists() for file in (runs.LAST, runs.PREVIOUS)):
+        free["init"] = None  # the checkpoint has later weights, and the file may be gone
     if "max_steps" not in cfg.given:
         free["max_steps"] = None  # a run that max_steps cut short continues to its end
     return Config({**cfg, **stored, **free})

@@ -17,7 +17,7 @@ from twoviews.config.schema import RULES, rule, show
 from twoviews.config.views import view_differences
 
 FLAGS = ("--multirun", "-m", "--cfg", "-c", "job", "--help", "-h")
-PATH_KEYS = ("resume", "init", "run", "run_id", "runs_dir", "data_dir", "classes", "to")  # their values are taken literally
+PATH_KEYS = ("resume", "init", "run", "run_id", "runs_dir", "data_dir", "classes", "to", "export_dir")  # their values are taken literally
 INPUTS = ("data_dir", "init", "classes")  # of these, files and folders that a later command reads again
 MOST_VALUES = 1000  # of one key in a sweep
 PLAIN_TEXT = re.compile(r"[A-Za-z0-9_.+-]+")  # needs no quotes in Hydra's grammar

@@ -112,7 +112,8 @@ _data_sets = ("cifar10", "cifar100", "fashion_mnist", "fashion_mini", "blood_cel
 
 REFERENCE_TABLES = ("p3i0t", "p3i0t_settings", "dkobak", "dkobak_short", "race")
 METHODS = tuple(sorted(f.stem for f in (CONFIG_DIR.parent / "methods").glob("*.py") if f.stem not in ("__init__", "base")))
-VERBS = ("pretrain", "evaluate", "data", "embed", "runs", "report", "methods", "bench", "doctor")
+VERBS = ("pretrain", "evaluate", "data", "embed", "export", "runs", "report", "methods", "bench", "doctor")
+EXPORTS = ("torchvision", "timm", "onnx", "hub")  # values of `to` in `export`
 READING = ("pretrain", "evaluate", "data")  # commands that read a data set
 
 # One line per key. Its role decides which commands take it, and what may change when a run is resumed.
@@ -218,9 +219,11 @@ RULES: dict[str, Rule] = {
         ("pretrain",),
         runs_dir=Rule(str, verbs=VERBS),
         data_dir=Rule(str, null=True, verbs=("pretrain", "evaluate", "data", "embed", "report", "bench")),
-        to=Rule(str, null=True, verbs=("data", "embed")),
+        to=Rule(str, null=True, verbs=("data", "embed", "export")),
+        export_dir=Rule(str, null=True, verbs=("export",)),
+        push=Rule(str, null=True, verbs=("export",)),
         duplicates=Rule(bool, verbs=("data",)),
-        run=Rule(str, verbs=("evaluate", "embed", "report")),
+        run=Rule(str, verbs=("evaluate", "embed", "export", "report")),
         run_id=_path,
         resume=_path,
         max_steps=Rule(int, 1, null=True, verbs=("pretrain", "evaluate")),
@@ -267,6 +270,8 @@ OF_A_VIEW = {"count": Rule(int, 1, 64), **{key: RULES[key] for key in _VIEW_KEYS
 def rule(verb: str, key: str) -> Rule:
     """Return the rule of a key in one command. In `evaluate` science keys may be null: any run, or the value of the run."""
     own = RULES[key]
+    if verb == "export" and key == "to":
+        return replace(own, choices=EXPORTS, null=False)
     return replace(own, null=True) if verb == "evaluate" and own.role == "science" else own
 
 
