@@ -160,7 +160,8 @@ def _run(verb: str, cfg: config.Config) -> int:
     try:
         run = cfg.get("resume") or (cfg.get("run") if verb not in ("embed", "export") else None)  # these take files and bundled models, too
         if run and run != "latest" and not follows:  # before torch is imported: a wrong name, or a run in use, is reported at once
-            runs.check_unlocked(runs.find(run, Path(cfg.runs_dir), key="resume" if cfg.get("resume") else "run"))
+            for name in runs.several(run, Path(cfg.runs_dir)) if verb == "report" else [run]:
+                runs.check_unlocked(runs.find(name, Path(cfg.runs_dir), key="resume" if cfg.get("resume") else "run"))
         command = importlib.import_module(f"twoviews.commands.{verb}")
         if "threads" in cfg:  # it computes; a caller of the Python interface keeps the C library's own settings
             runs.use_caches_that_can_be_written()

@@ -50,9 +50,7 @@ def finish(cfg: Config, parts: build.Parts, probes: tuple[str, ...], folder: run
             print(accuracy_table(summary))
 
     def describe() -> None:
-        summary["diagnostics"] = inspection.diagnose(cfg, parts)
-        summary["neighbours"] = inspection.neighbours(cfg, parts)
-        summary["map"] = inspection.embedding_map(parts)
+        summary |= inspection.inspect(cfg, parts)
         left[STATISTICS] = []
         if not summary["evaluations"]:
             print(features_in_words(summary["diagnostics"]))

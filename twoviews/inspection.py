@@ -1,21 +1,39 @@
-"""What a run shows beside accuracies: statistics of its features, nearest neighbours, and a map of the images. No label is needed."""
+"""What a run shows beside accuracies: statistics of its features, nearest neighbours, a map of the images, and its mistakes."""
 
+import warnings
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from twoviews import build
 from twoviews.config import Config
+from twoviews.data.duplicates import near_images
 from twoviews.probes import knn
 from twoviews.probes.diagnostics import alignment, rankme, spread, uniformity
 from twoviews.probes.embed import CHUNK, frozen, pixels
 from twoviews.rng import permutation
 
 DIAGNOSED = 2000  # images that `diagnose` uses
-SHOWN, SHOWN_NEAREST, SHOWN_BANK = 8, 6, 10_000  # of `neighbours`: queries, images for each, and images they are chosen from
-MAPPED, PERPLEXITY = 400, 30.0  # images of `embedding_map`; neighbours that t-SNE considers for each
+EXAMINED, BANK = 2000, 10_000  # images that are looked at, and training images that their neighbours are chosen from
+SHOWN, NEAREST = 8, 6  # of `neighbours`: images, and neighbours of each
+MAPPED, PERPLEXITY = 1000, 30.0  # images of `embedding_map`; neighbours that UMAP and t-SNE consider for each
+MISTAKES, VOTES = 12, 10  # images of `mistakes`; neighbours that vote
+
+
+def inspect(cfg: Config, parts: build.Parts) -> dict[str, Any]:
+    """Return the entries of a run's summary that this file computes."""
+    examined = examine(cfg, parts)
+    return {
+        "diagnostics": diagnose(cfg, parts),
+        "neighbours": neighbours(parts, examined),
+        "map": embedding_map(examined),
+        "mistakes": mistakes(examined),
+        "duplicates": duplicates(parts, examined),
+    }
 
 
 @torch.no_grad()
@@ -40,52 +58,123 @@ def diagnose(cfg: Config, parts: build.Parts) -> dict[str, dict[str, float]]:
     return statistics
 
 
-@torch.no_grad()
-def neighbours(cfg: Config, parts: build.Parts) -> dict[str, Any]:
-    """Return random images of the evaluated split, one of each class, and the training images nearest to each by cosine.
+@dataclass(frozen=True)
+class Examined:
+    """Random images of the evaluated split and a bank of training images, with their features.
 
-    Returns:
-        {split: its name, queries: rows of the split, raw_pixels and trained: for each query, rows of the training images}.
+    Args:
+        split: its name.
+        rows, labels, h: (n,) rows of the split in random order, their classes, and their features (n, D).
+        bank, bank_labels, bank_h: the same of training images.
     """
-    data = parts.dataset
+
+    split: str
+    rows: Tensor
+    labels: Tensor
+    h: Tensor
+    bank: Tensor
+    bank_labels: Tensor
+    bank_h: Tensor
+
+
+@torch.no_grad()
+def examine(cfg: Config, parts: build.Parts) -> Examined:
+    """Return the images to look at, with features by the trained backbone."""
+    data, module = parts.dataset, parts.method.modules_to_probe()["h"]
     split = "val" if cfg.train_on == "train" or not len(data.test_labels) else "test"
     bank = torch.arange(len(data.labels))
     bank = bank[~torch.isin(bank, data.val_rows)] if split == "val" else bank
-    bank = bank[:: -(-len(bank) // SHOWN_BANK)]
+    bank = bank[:: -(-len(bank) // BANK)]
     images, labels = data.split(split)
-    order = permutation(0, 0, len(labels))  # files of one name can be of one source
-    first = order[np.unique(labels[order].numpy(), return_index=True)[1]]
-    queries = first[:SHOWN] if len(first) > 1 else order[:SHOWN]
-    found: dict[str, Any] = {"split": split, "queries": queries.tolist()}
-    for of, module in (("raw_pixels", None), ("trained", parts.method.modules_to_probe()["h"])):
-        features, wanted = (
-            pixels(x) if module is None else parts.embed(module, x, "embed, neighbours") for x in (data.images[bank], images[queries])
-        )
-        nearest = knn.search(features, wanted, k=min(SHOWN_NEAREST, len(bank)), metrics=("cosine",))["cosine"]
-        found[of] = bank[nearest.rows].tolist()
+    rows = permutation(0, 0, len(labels))[:EXAMINED]  # files of one name can be of one source
+    h, bank_h = (parts.embed(module, x, "embed, report") for x in (images[rows], data.images[bank]))
+    return Examined(split, rows, labels[rows], h, bank, data.labels[bank], bank_h)
+
+
+def neighbours(parts: build.Parts, examined: Examined) -> dict[str, Any]:
+    """Return random images of the evaluated split, one of each class, and the training images nearest to each by cosine.
+
+    Returns:
+        {split: its name, queries: rows of the split, raw_pixels and trained: for each query, rows of the training images,
+        similarity: their cosines for trained}.
+    """
+    data, own = parts.dataset, examined
+    first = torch.from_numpy(np.unique(own.labels.numpy(), return_index=True)[1])
+    chosen = first[:SHOWN] if len(first) > 1 else torch.arange(min(SHOWN, len(own.rows)))
+    found: dict[str, Any] = {"split": own.split, "queries": own.rows[chosen].tolist()}
+    images = data.split(own.split)[0][own.rows[chosen]]
+    for of, bank, queries in (("raw_pixels", pixels(data.images[own.bank]), pixels(images)), ("trained", own.bank_h, own.h[chosen])):
+        nearest = knn.search(bank, queries, k=min(NEAREST, len(bank)), metrics=("cosine",))["cosine"]
+        found[of] = own.bank[nearest.rows].tolist()
+        found["similarity"] = nearest.similarity.double().numpy().round(3).tolist()
     return found
 
 
-@torch.no_grad()
-def embedding_map(parts: build.Parts) -> dict[str, Any]:
-    """Return positions of training images in the plane by t-SNE (van der Maaten & Hinton 2008), similar images side by side.
-
-    Only for images without classes, whose accuracies cannot be shown.
+def mistakes(examined: Examined) -> dict[str, Any]:
+    """Return the images whose neighbours agree most on a wrong class.
 
     Returns:
-        {rows: of the training images, xy: a position in [0, 1] x [0, 1] for each}; {} if there are classes, the features of all
-        images are equal, or scikit-learn (of the extra `report`, which draws the map) is missing.
+        {split, examined: number of images, wrong: number of them whose most frequent class among `VOTES` neighbours is wrong, rows:
+        of the split, labels and predicted: their classes, votes: for the predicted class}; {} with fewer than two classes.
     """
-    data = parts.dataset
-    if len(data.classes) > 1 or find_spec("sklearn") is None:
+    own = examined
+    k = min(VOTES, len(own.bank))
+    if len(own.bank_labels.unique()) < 2:
         return {}
-    from sklearn.manifold import TSNE
+    near = own.bank_labels[knn.search(own.bank_h, own.h, k=k, metrics=("cosine",))["cosine"].rows]  # (n, k)
+    predicted = near.mode(1).values
+    votes = (near == predicted[:, None]).sum(1)
+    wrong = (predicted != own.labels).nonzero().flatten()
+    worst = wrong[votes[wrong].argsort(descending=True, stable=True)[:MISTAKES]]
+    found = {"split": own.split, "examined": len(own.rows), "wrong": len(wrong), "k": k}
+    columns = {"rows": own.rows, "labels": own.labels, "predicted": predicted, "votes": votes}
+    return found | {name: column[worst].tolist() for name, column in columns.items()}
 
-    rows = permutation(0, 0, len(data.labels))[:MAPPED].sort().values
-    h = torch.nn.functional.normalize(parts.embed(parts.method.modules_to_probe()["h"], data.images[rows], "embed, map"), dim=1)
-    if float(h.std(0).max()) < 1e-6:
+
+def duplicates(parts: build.Parts, examined: Examined) -> dict[str, Any]:
+    """Return images of the evaluated split that are nearly equal to a training image.
+
+    Returns:
+        {split, examined: number of images, pairs: (row of the split, row of the training images)}.
+    """
+    data, own = parts.dataset, examined
+    rows = torch.arange(len(data.labels))
+    rows = rows[~torch.isin(rows, data.val_rows)] if own.split == "val" else rows
+    found = near_images(data.split(own.split)[0][own.rows], data.images[rows])
+    return {"split": own.split, "examined": len(own.rows), "pairs": [(int(own.rows[i]), int(rows[j])) for i, j in found]}
+
+
+def embedding_map(examined: Examined) -> dict[str, Any]:
+    """Return positions of images in the plane, similar images side by side.
+
+    By UMAP (McInnes et al. 2018) where it is installed, else by t-SNE (van der Maaten & Hinton 2008), and without scikit-learn by
+    the first two principal components.
+
+    Returns:
+        {by: which of these, split, rows: of the split, xy: a position in [0, 1] x [0, 1] for each}; {} if the features of all images
+        are equal, or there are fewer than four.
+    """
+    rows = examined.rows[:MAPPED]
+    h = torch.nn.functional.normalize(examined.h[:MAPPED], dim=1)
+    if len(rows) < 4 or float(h.std(0).max()) < 1e-6:
         return {}
-    tsne = TSNE(init="pca", perplexity=min(PERPLEXITY, (len(rows) - 1) / 3), random_state=0)
-    xy = tsne.fit_transform(h.numpy().astype(np.float64))
+    by, xy = _plane(h.numpy().astype(np.float64))
     xy = (xy - xy.min(0)) / np.maximum(np.ptp(xy, axis=0), 1e-12)
-    return {"rows": rows.tolist(), "xy": xy.round(4).tolist()}
+    return {"by": by, "split": examined.split, "rows": rows.tolist(), "xy": xy.round(4).tolist()}
+
+
+def _plane(h: np.ndarray) -> tuple[str, np.ndarray]:
+    """Return the method and positions (n, 2) of features (n, D)."""
+    near = min(PERPLEXITY, (len(h) - 1) / 3)
+    if find_spec("umap") is not None:
+        from umap import UMAP
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a fixed seed uses one thread
+            return "UMAP", UMAP(n_neighbors=max(2, int(near)), random_state=0).fit_transform(h)
+    if find_spec("sklearn") is not None:
+        from sklearn.manifold import TSNE
+
+        return "t-SNE", TSNE(init="pca", perplexity=near, random_state=0).fit_transform(h)
+    centred = torch.from_numpy(h - h.mean(0))
+    return "PCA", (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T).numpy()

@@ -219,7 +219,7 @@ RULES: dict[str, Rule] = {
         ("pretrain",),
         runs_dir=Rule(str, verbs=VERBS),
         data_dir=Rule(str, null=True, verbs=("pretrain", "evaluate", "data", "embed", "report", "bench")),
-        to=Rule(str, null=True, verbs=("data", "embed", "export")),
+        to=Rule(str, null=True, verbs=("data", "embed", "export", "report")),
         export_dir=Rule(str, null=True, verbs=("export",)),
         push=Rule(str, null=True, verbs=("export",)),
         duplicates=Rule(bool, verbs=("data",)),

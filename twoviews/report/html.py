@@ -1,13 +1,17 @@
-"""`report.html`: one file with the command, the accuracies, the curves, and images with their views."""
+"""`report.html` of one run, and a page that compares several: each is one file, which loads nothing else."""
 
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from twoviews import runs
 from twoviews.data.dataset import Dataset
-from twoviews.probes import protocols
-from twoviews.report.text import KINDS, features_in_words
+from twoviews.report import compare, page
+from twoviews.report.text import features_in_words, table_row
+from twoviews.runs import weights
 from twoviews.views import Views
+
+MISSING = "to get it: pip install 'twoviews[report]', then twoviews report"
 
 
 def write(folder: runs.RunFolder, views: Views, data: Dataset) -> None:
@@ -23,45 +27,61 @@ def write(folder: runs.RunFolder, views: Views, data: Dataset) -> None:
 
         from twoviews.report import plots
     except ImportError:
-        print("no report.html: to get it: pip install 'twoviews[report]', then twoviews report")
+        print(f"no report.html: {MISSING}")
         return
     summary, manifest = runs.read_json(folder.path, runs.SUMMARY), runs.read_json(folder.path, runs.MANIFEST)
-    metrics = runs.read_metrics(folder.path)
-    source = resources.files("twoviews").joinpath("report/report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    picture = plots.png(plots.neighbours_grid(summary["neighbours"], data)) if "neighbours" in summary else None  # 0.1.0 had none
-    html = environment.from_string(source).render(
+    html = _environment(jinja2).get_template("report.html").render(
         summary=summary,
         manifest=manifest,
         run=folder.path.name,
-        rows=_rows(summary),
-        words=features_in_words(summary["diagnostics"]).strip().splitlines() if not summary["evaluations"] else [],
-        map=plots.data_uri(plots.png(plots.embedding_map(summary["map"], data))) if summary.get("map") else None,
-        neighbours=picture and plots.data_uri(picture),
-        loss=plots.data_uri(plots.png(plots.loss_curve(metrics))),
-        knn=plots.data_uri(plots.png(plots.knn_curve(metrics, summary))) if summary["evaluations"] else None,
-        views=plots.data_uri(plots.png(plots.views_grid(views, data.images))),
-        confusions=[(name, plots.data_uri(plots.png(plots.confusion_matrix(row, data.classes)))) for name, row in _headlines(summary)],
-        diagnostics=summary["diagnostics"],
+        in_words=page.in_words(summary),
+        features=features_in_words(summary["diagnostics"]).strip().splitlines(),
+        rows=page.accuracies(summary),
+        table_row=table_row(summary),
+        curves=page.curves(runs.read_metrics(folder.path), summary),
+        map=page.embedding_map(summary, data),
+        neighbours=page.neighbours(summary, data),
+        mistakes=page.mistakes(summary, data),
+        duplicates=page.duplicates(summary, data),
+        confusions=page.confusions(summary, data.classes),
+        views=page.views(views, data.images),
+        filters=_filters(folder.path),
         config=(folder.path / runs.CONFIG).read_text(encoding="utf-8"),
     )
     folder.write(runs.REPORT, html)
     print(f"report: {folder.path / runs.REPORT}")
-    if picture:
-        folder.write(runs.NEIGHBOURS, picture)
+    if "neighbours" in summary:  # 0.1.0 had none
+        folder.write(runs.NEIGHBOURS, plots.png(plots.neighbours_grid(summary["neighbours"], data)))
         print(f"nearest neighbours, also in the report: {folder.path / runs.NEIGHBOURS}")
 
 
-def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    cells = {(protocols.protocol(row), row["of"]): row for row in summary["evaluations"]}
-    names = dict.fromkeys(name for name, of in cells if of in KINDS)
-    return [
-        {"protocol": name} | {of: f"{100 * cells[name, of]['accuracy']:.1f}" if (name, of) in cells else "" for of in KINDS}
-        for name in names
-    ]
+def comparison(folders: list[Path]) -> str:
+    """Return a page that compares finished runs.
+
+    Args:
+        folders: of the runs.
+
+    Raises:
+        ValueError: if the extra `report` is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise ValueError(f"no page: {MISSING}") from None
+    return _environment(jinja2).get_template("compare.html").render(**compare.content(folders))
 
 
-def _headlines(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the trained backbone's evaluations that have a confusion matrix, with their protocols."""
-    own = [row for row in summary["evaluations"] if row["of"] == "trained" and "on" not in row]
-    return [(protocols.protocol(row), row) for row in own if "confusion" in row]
+def _environment(jinja2: Any) -> Any:
+    """Return the templates of this folder: every value is escaped, and one that is missing is an error."""
+    folder = resources.files("twoviews").joinpath("report/templates")
+    texts = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
+    options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return jinja2.Environment(loader=jinja2.DictLoader(texts), **options)
+
+
+def _filters(path: Path) -> str | None:
+    """Return a picture of the filters of the trained encoder's first convolution, if it has one of that name."""
+    from twoviews.report import pictures
+
+    weight = weights.read(path / runs.BACKBONE)[0].get("conv1.weight")
+    return None if weight is None else pictures.filters(weight)

@@ -4,7 +4,7 @@ from typing import Any
 
 from twoviews.probes.diagnostics import COLLAPSED, SPREAD_FLOOR
 from twoviews.probes.protocols import protocol
-from twoviews.runs import tables
+from twoviews.runs import formats, tables
 
 KINDS = ("raw_pixels", "random_initialisation", "trained")
 
@@ -26,6 +26,15 @@ def accuracy_table(summary: dict[str, Any]) -> str:
         values = [cells.get((name, of)) for of in kinds]
         lines.append(f"| {name} | " + " | ".join("" if value is None else f"{100 * value:.1f}" for value in values) + " |")
     return "\n".join(lines)
+
+
+def table_row(summary: dict[str, Any]) -> str:
+    """Return a run as a Markdown table of one row, with the two protocols that runs are compared by."""
+    marked = f"{summary['method']}{' (uses labels)' if summary['uses_labels'] else ''}"
+    row = {"method": marked, "backbone": summary["backbone"], "data": f"{summary['dataset']}, {tables.split(summary)}"}
+    row |= {"epochs": tables.epochs(summary), "batch": str(summary["batch_size"]), "seed": str(summary["seed"])}
+    row |= {"kNN k=10 cosine, %": tables.percent(tables.headline(summary)), "linear, %": tables.percent(tables.linear(summary))}
+    return formats.markdown([row])
 
 
 def features_in_words(diagnostics: dict[str, dict[str, float]]) -> str:

@@ -45,6 +45,11 @@ def find(run: str, runs_dir: Path, *, key: str = "run", also: str = "", **like: 
     raise ValueError(f"run=latest: no finished run in {runs_dir} with {wanted}; existing runs: {'; '.join(existing)}: choose one with run=")
 
 
+def several(run: str, runs_dir: Path) -> list[str]:
+    """Return the runs that a value with commas names: one, where a folder has that name."""
+    return [run] if Path(run).exists() or (runs_dir / run).exists() else [name.strip() for name in run.split(",")]
+
+
 def newest_unfinished(runs_dir: Path) -> Path:
     """Return the folder of the newest run that was not evaluated to its end, which `resume=latest` continues.
 
