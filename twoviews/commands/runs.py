@@ -1,8 +1,9 @@
-"""`twoviews runs [list|best|compare|<table>]`: all runs, the best of each data set, mean ± std over seeds, or a reference table.
+"""`twoviews runs [list|best|compare|show|delete|<table>]`: all runs, the best ones, mean ± std over seeds, one run, or a reference table.
 
 `twoviews runs compare format=csv` prints the complete numbers instead: every protocol and every baseline, with the origin of each number.
 """
 
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -15,11 +16,39 @@ from twoviews.config import Config
 from twoviews.runs import formats, tables
 from twoviews.runs.tables import Row, headline, linear, mean_std, percent
 
+FILTERS = ("recipe", "method", "dataset", "backbone")
+Found = tuple[Path, dict[str, Any]]  # a run folder and its summary, which is {} if it has not finished
+
 
 def run(cfg: Config) -> int:
-    """Print one table of the runs in `runs_dir`."""
+    """Print one table of the runs in `runs_dir`, show one run, or delete one."""
     folder = Path(cfg.runs_dir)
+    if cfg.view in ("show", "delete"):
+        if not cfg.run:
+            raise ValueError(f"runs {cfg.view}: expected run=<folder>: twoviews runs lists them")
+        path = runs.find(cfg.run, folder)
+        return _show(path) if cfg.view == "show" else _delete(path, sure=cfg.yes)
     complete = cfg.view == "compare" and cfg.format == "csv"
+    found, finished = _read(cfg, folder, complete)
+    if not found:
+        wanted = [f"{key}={cfg[key]}" for key in FILTERS if cfg[key]]
+        raise ValueError(f"runs_dir={folder}: holds no run{' with ' + ', '.join(wanted) if wanted else ''}: twoviews pretrain creates one")
+    if cfg.view in tables.TABLES:
+        rows = tables.TABLES[cfg.view](finished)
+    else:
+        compare = _complete if complete else _compare
+        rows = compare(finished) if cfg.view == "compare" else {"list": _list, "best": _best}[cfg.view](_sorted(found, cfg.sort))
+    if not rows:
+        raise ValueError(f"runs_dir={folder}: {len(found)} runs, none finished: to finish one: twoviews pretrain resume=<folder>")
+    form = cfg.format if cfg.format != "auto" else "markdown" if cfg.view in tables.TABLES else "text"
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    writers = {"markdown": formats.markdown, "csv": formats.csv, "latex": formats.latex, "text": lambda rows: formats.text(rows, width)}
+    print(writers[form](rows))
+    return 0
+
+
+def _read(cfg: Config, folder: Path, complete: bool) -> tuple[list[Found], list[tables.Run]]:
+    """Return the runs that fit the filters, and those of them that have finished with their configurations."""
     found, finished = [], []
     for path in runs.folders(folder):
         try:
@@ -28,27 +57,52 @@ def run(cfg: Config) -> int:
         except ValueError as error:  # one damaged run must not hide the others
             print(f"skipped: {error}", file=sys.stderr)
             continue
-        found.append((path, summary))
-        finished += [(summary, stored)] * bool(summary)
-    if not found:
-        raise ValueError(f"runs_dir={folder}: holds no run: twoviews pretrain creates one")
-    if cfg.view in tables.TABLES:
-        rows = tables.TABLES[cfg.view](finished)
-    else:
-        compare = _complete if complete else _compare
-        rows = compare(finished) if cfg.view == "compare" else {"list": _list, "best": _best}[cfg.view](found)
-    if not rows:
-        raise ValueError(f"runs_dir={folder}: {len(found)} runs, none finished: to finish one: twoviews pretrain resume=<folder>")
-    print({"markdown": formats.markdown, "csv": formats.csv, "latex": formats.latex}[cfg.format](rows))
+        if all(cfg[key] in (None, stored.get(key)) for key in FILTERS):
+            found.append((path, summary))
+            finished += [(summary, stored)] * bool(summary)
+    return found, finished
+
+
+def _sorted(found: list[Found], by: str) -> list[Found]:
+    """Return the runs in the order of their start, of their names, or of a number, the best or longest first."""
+    if by == "time":
+        return found
+    if by == "name":
+        return sorted(found, key=lambda pair: pair[0].name)
+    number = {"knn": headline, "linear": linear, "seconds": lambda summary: summary["train"]["seconds"]}[by]
+    return sorted(found, key=lambda pair: -((number(pair[1]) if pair[1] else None) or 0))
+
+
+def _show(path: Path) -> int:
+    from twoviews.report.tree import tree  # imports torch, which the tables do not need
+
+    print(tree(path))
     return 0
 
 
-def _list(found: list[tuple[Path, dict[str, Any]]]) -> list[Row]:
+def _delete(path: Path, *, sure: bool) -> int:
+    """Delete a run after a question."""
+    runs.check_unlocked(path)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if not sure:
+        if not sys.stdin.isatty():
+            raise ValueError(f"runs delete: {path}: no terminal to ask on: add yes=true")
+        if input(f"delete {path} ({size / 2**20:.1f} MB) with its weights? type yes: ").strip() != "yes":
+            print("nothing was deleted")
+            return 0
+    hidden = path.with_name(f".deleted-{path.name}")
+    path.rename(hidden)  # first out of the list: what an interruption leaves is no run
+    shutil.rmtree(hidden)
+    print(f"deleted: {path}")
+    return 0
+
+
+def _list(found: list[Found]) -> list[Row]:
     return [_row(path, summary) for path, summary in found]
 
 
-def _best(found: list[tuple[Path, dict[str, Any]]]) -> list[Row]:
-    best: dict[tuple[str, str], tuple[Path, dict[str, Any]]] = {}
+def _best(found: list[Found]) -> list[Row]:
+    best: dict[tuple[str, str], Found] = {}
     for path, summary in found:
         if summary:
             key = (summary["dataset"], tables.split(summary))
@@ -116,11 +170,11 @@ def _joined(values: Iterable[Any]) -> str:
 def _row(path: Path, summary: dict[str, Any]) -> Row:
     if not summary:
         logged = runs.read_metrics(path)
-        return {"run": path.name, "state": f"unfinished, step {logged[-1]['step'] + 1}" if logged else "unfinished"}
+        return {"run": path.name, "finished": f"no: at step {logged[-1]['step'] + 1}" if logged else "no"}
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime((path / runs.SUMMARY).stat().st_mtime))
     left = summary.get("unfinished")
     return (
-        {"run": path.name, "state": f"unfinished: {', '.join(left)}" if left else when}
+        {"run": path.name, "finished": f"without {', '.join(left)}" if left else when}
         | _columns(summary)
         | {
             "seed": str(summary["seed"]),

@@ -122,16 +122,16 @@ RULES: dict[str, Rule] = {
         "science",
         ("pretrain",),
         # what is trained
-        recipe=Rule(str, choices=tuple(sorted(f.stem for f in (CONFIG_DIR / "recipes").glob("*.yaml")))),
-        method=Rule(str, choices=METHODS),
-        dataset=Rule(str, choices=_data_sets, verbs=READING),
+        recipe=Rule(str, choices=tuple(sorted(f.stem for f in (CONFIG_DIR / "recipes").glob("*.yaml"))), verbs=("pretrain", "runs")),
+        method=Rule(str, choices=METHODS, verbs=("pretrain", "runs")),
+        dataset=Rule(str, choices=_data_sets, verbs=(*READING, "runs")),
         image_size=Rule(int, 8, 1024, null=True, verbs=READING),
         layout=Rule(str, choices=("auto", "classes", "splits"), verbs=READING),
         classes=Rule(str, null=True, verbs=READING),
         background=Rule(str, choices=("white", "gray", "black"), null=True, verbs=(*READING, "embed")),
         value_range=Rule(float, -1e38, 1e38, null=True, items=2, pair=True, verbs=(*READING, "embed")),
         on_bad=Rule(str, choices=("stop", "skip"), verbs=(*READING, "embed")),
-        backbone=Rule(str, choices=("resnet18", "resnet34", "resnet50", "thin16", "thin32", "thin64"), verbs=("pretrain", "evaluate")),
+        backbone=Rule(str, choices=("resnet18", "resnet34", "resnet50", "thin16", "thin32", "thin64"), verbs=("pretrain", "evaluate", "runs")),
         stem_init=Rule(str, choices=("he", "torch"), null=True),
         whiten_stem=Rule(bool),
         init=_path,
@@ -223,7 +223,7 @@ RULES: dict[str, Rule] = {
         export_dir=Rule(str, null=True, verbs=("export",)),
         push=Rule(str, null=True, verbs=("export",)),
         duplicates=Rule(bool, verbs=("data",)),
-        run=Rule(str, verbs=("evaluate", "embed", "export", "report")),
+        run=Rule(str, verbs=("evaluate", "embed", "export", "runs", "report")),
         run_id=_path,
         resume=_path,
         max_steps=Rule(int, 1, null=True, verbs=("pretrain", "evaluate")),
@@ -233,8 +233,10 @@ RULES: dict[str, Rule] = {
         table=Rule(str, choices=REFERENCE_TABLES, null=True, verbs=("pretrain", "evaluate")),
         profile=Rule(bool),
         debug=Rule(bool, verbs=VERBS),
-        view=Rule(str, choices=("list", "best", "compare", *REFERENCE_TABLES), verbs=("runs",)),
-        format=Rule(str, choices=("markdown", "csv", "latex"), verbs=("runs",)),
+        view=Rule(str, choices=("list", "best", "compare", "show", "delete", *REFERENCE_TABLES), verbs=("runs",)),
+        sort=Rule(str, choices=("time", "name", "knn", "linear", "seconds"), verbs=("runs",)),
+        format=Rule(str, choices=("auto", "text", "markdown", "csv", "latex"), verbs=("runs",)),
+        yes=Rule(bool, verbs=("runs",)),
         what=Rule(str, choices=("all", *_benchmarks, "epoch"), words=True, verbs=("bench",)),
         small=Rule(bool, verbs=("bench",)),
     ),
@@ -268,8 +270,10 @@ OF_A_VIEW = {"count": Rule(int, 1, 64), **{key: RULES[key] for key in _VIEW_KEYS
 
 
 def rule(verb: str, key: str) -> Rule:
-    """Return the rule of a key in one command. In `evaluate` science keys may be null: any run, or the value of the run."""
+    """Return the rule of a key in one command. In `evaluate` and `runs` science keys may be null: any run, or the value of the run."""
     own = RULES[key]
+    if verb == "runs" and key in ("recipe", "method", "dataset", "backbone", "run"):
+        return replace(own, null=True)
     if verb == "export" and key == "to":
         return replace(own, choices=EXPORTS, null=False)
     return replace(own, null=True) if verb == "evaluate" and own.role == "science" else own

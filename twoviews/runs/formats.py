@@ -1,4 +1,9 @@
-"""Tables of text as Markdown, CSV or LaTeX."""
+"""Tables of text for a terminal, or as Markdown, CSV or LaTeX."""
+
+import re
+
+GAP, LEAST = 2, 10  # spaces between two columns; characters that every column keeps
+NUMBER = re.compile(r"|[\d.,]+( ± [\d.,]+)?")
 
 
 def _columns(rows: list[dict[str, str]]) -> list[str]:
@@ -10,6 +15,34 @@ def markdown(rows: list[dict[str, str]]) -> str:
     columns = _columns(rows)
     lines = [columns, ["--"] * len(columns), *([row.get(c, "") for c in columns] for row in rows)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def text(rows: list[dict[str, str]], width: int | None) -> str:
+    """Return columns that are aligned, numbers to the right; long cells are shortened in the middle until all columns fit.
+
+    Args:
+        rows: {column: cell}.
+        width: characters of a line; None: as many as needed.
+    """
+    columns = _columns(rows)
+    cells = [columns, *([row.get(c, "") for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    while width is not None and sum(widths) + GAP * (len(widths) - 1) > width and max(widths) > LEAST:
+        widths[widths.index(max(widths))] -= 1
+    number = [all(NUMBER.fullmatch(line[i]) for line in cells[1:]) for i in range(len(columns))]
+
+    def shown(line: list[str]) -> str:
+        short = [_shortened(cell, w) for cell, w in zip(line, widths, strict=True)]
+        return (" " * GAP).join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(short, widths, number, strict=True)).rstrip()
+
+    return "\n".join(map(shown, cells))
+
+
+def _shortened(cell: str, width: int) -> str:
+    if len(cell) <= width:
+        return cell
+    end = (width - 2) // 2
+    return f"{cell[: width - 2 - end]}..{cell[len(cell) - end :]}"
 
 
 def csv(rows: list[dict[str, str]]) -> str:
