@@ -30,6 +30,7 @@ USAGE = """usage: twoviews <verb> key=value ...
   twoviews methods                                  the methods, their papers and recipes
   twoviews doctor                                   what this machine has and what would be chosen on it
 
+  twoviews completion bash                          completion of keys and values: eval "$(twoviews completion bash)" (or zsh, fish)
   twoviews <verb> --help                            the keys of a verb, each with its value and meaning
   twoviews pretrain --cfg job                       the same keys and values as YAML
   twoviews pretrain seed=0,1,2 --multirun           several runs, one after another
@@ -63,6 +64,14 @@ def _main(words: list[str]) -> int:
         from importlib.metadata import version
 
         print(f"twoviews {version('twoviews')}")
+        return 0
+    if verb == "completion":
+        from twoviews.config import completion
+
+        try:
+            print(completion.script(words[0] if words else "bash"), end="")
+        except ValueError as error:
+            return _fail(str(error), 2)
         return 0
     if verb not in VERBS:
         key, equals, value = verb.lstrip("-").partition("=")

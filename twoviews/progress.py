@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from statistics import median
 from types import TracebackType
@@ -14,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 PLAIN_EVERY = 15.0  # seconds between two plain lines, so that logs stay short
+RECENT = 30.0  # seconds from which the rate and the time left are computed
 
 
 def in_notebook() -> bool:
@@ -51,7 +53,8 @@ class Progress:
         self.scale = scale
         self.began = self.printed = time.monotonic()
         self.note = ""
-        shape = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]{postfix}"
+        self.recent = deque([(self.began, start)])  # (time, units done), from which the rate is computed
+        shape = "{desc} {percentage:3.0f}% |{bar}| {elapsed}{postfix}"
         bar, options = _bar()
         self.bar = bar(total=total, initial=start, desc=name, mininterval=0.3, leave=False, bar_format=shape, **options)
 
@@ -59,21 +62,28 @@ class Progress:
         """Count `units`, and show `note` after the rate."""
         self.done += units
         self.note = note or self.note
+        now = time.monotonic()
+        if now - self.recent[-1][0] >= 1:
+            self.recent.append((now, self.done))
+            while len(self.recent) > 2 and now - self.recent[1][0] >= RECENT:
+                self.recent.popleft()
         if self.bar.disable:
-            if time.monotonic() - self.printed >= PLAIN_EVERY:
-                self.printed = time.monotonic()
-                left = (self.total - self.done) * (self.printed - self.began) / max(1, self.done - self.start)
-                print(
-                    f"{self.name} {self.done}/{self.total}, {self.rate():,.0f} {self.unit}/s, {left:.0f} s left {self.note}".rstrip(),
-                    flush=True,
-                )
+            if now - self.printed >= PLAIN_EVERY:
+                self.printed = now
+                print(f"{self.name} {self.done}/{self.total}, {self._speed()} {self.note}".rstrip(), flush=True)
             return
-        self.bar.set_postfix_str(f"{self.rate():,.0f} {self.unit}/s {self.note}", refresh=False)
+        self.bar.set_postfix_str(f"{self._speed()} {self.note}", refresh=False)
         self.bar.update(units)
 
     def rate(self) -> float:
-        """Return scaled units per second since the start."""
-        return (self.done - self.start) * self.scale / max(1e-9, time.monotonic() - self.began)
+        """Return scaled units per second in the last half minute."""
+        then, done = self.recent[0]
+        return (self.done - done) * self.scale / max(1e-9, time.monotonic() - then)
+
+    def _speed(self) -> str:
+        rate = self.rate()
+        left = duration((self.total - self.done) * self.scale / rate) if rate else "?"
+        return f"{rate:,.0f} {self.unit}/s, {left} left"
 
     def line(self, text: str) -> None:
         """Print a line without breaking the bar."""

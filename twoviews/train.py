@@ -154,6 +154,7 @@ class StepLog:
     rows: list[dict[str, Any]] = field(default_factory=list)
     latest: dict[str, Any] = field(default_factory=dict)  # the row that was written last
     batch_sizes: set[int] = field(default_factory=set)  # the first step of each size may compile
+    knn: str = ""  # the last accuracy on val, as the progress bar shows it
 
     def add(self, step: int, loss: Tensor, extras: dict[str, Tensor], rate: float, *, batch_size: int) -> None:
         """Collect one step; its time counts in the clock."""
@@ -185,7 +186,7 @@ class StepLog:
 
     def status(self) -> str:
         """Return what the progress bar shows."""
-        return f"epoch {self.rows[-1]['epoch']:.1f} loss {self.rows[-1]['loss']:.3f}"
+        return f"epoch {self.rows[-1]['epoch']:.1f} loss {self.rows[-1]['loss']:.3f}{self.knn}"
 
     def write(self, probes: dict[str, float]) -> None:
         """Append the rows to the file; speed and probe results join the last one."""
@@ -196,6 +197,7 @@ class StepLog:
             achieved, peak = per_view * clock.rate(views), self.plan.peak_flops
             self.rows[-1].update({"tflops": round(achieved / 1e12, 4)} | ({"mfu": round(achieved / peak, 4)} if peak else {}))
         self.rows[-1].update(probes)
+        self.knn = next((f" kNN {100 * value:.1f} %" for name, value in probes.items() if name.startswith("val_knn")), self.knn)
         self.run.log(self.rows)
         self.latest = self.rows[-1]
         self.rows.clear()

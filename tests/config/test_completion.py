@@ -1,0 +1,45 @@
+"""Completion: bash offers verbs, keys and values as the command line takes them."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from command_helpers import refused
+
+from twoviews.cli import main
+from twoviews.config import VERBS, completion
+from twoviews.config.schema import RULES, keys
+
+
+def offered(line: str, folder: Path) -> list[str]:
+    """Return what bash offers at the end of a line."""
+    (folder / "script").write_text(completion.script("bash"))
+    words = line.split(" ")
+    quoted = " ".join(f"'{word}'" for word in words)
+    ask = f"source script; COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; COMP_LINE='{line}'; COMP_POINT={len(line)}"
+    done = subprocess.run(
+        ["bash", "-c", f'{ask}; _twoviews; printf "%s\\n" "${{COMPREPLY[@]}}"'], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_bash_offers_verbs_keys_and_values(tmp_path: Path) -> None:
+    assert set(offered("twoviews ", tmp_path)) == {*VERBS, "--help", "--version"}
+    assert offered("twoviews pre", tmp_path) == ["pretrain"]
+    assert set(offered("twoviews embed ", tmp_path)) == {f"{key}=" for key in keys(verb="embed")} | {"--help"}
+    assert offered("twoviews pretrain seed=1 bac", tmp_path) == ["background=", "backbone="]
+    assert offered("twoviews pretrain backbone=thin", tmp_path) == ["thin16", "thin32", "thin64"]
+    assert set(offered("twoviews pretrain recipe=", tmp_path)) == set(RULES["recipe"].choices)
+    assert offered("twoviews export to=ti", tmp_path) == ["timm"]
+    assert offered("twoviews pretrain data_dir=scr", tmp_path) == ["script"], "files"
+    assert offered("twoviews runs comp", tmp_path) == ["compare"]
+
+
+@pytest.mark.parametrize("shell", completion.SHELLS)
+def test_the_command_prints_the_script_of_each_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    assert "recipe=" in capsys.readouterr().out
+    assert "expected bash or zsh or fish" in refused(capsys, "completion", "cmd")
