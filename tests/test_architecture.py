@@ -29,6 +29,7 @@ LAYERS = [
     {"cpu", "report"},
     {"methods", "probes"},
     {"models", "views", "data"},
+    {"trackers"},
     {"losses", "optim", "images", "runs"},
     {"config", "distributed", "device", "rng", "progress", "output", "profiling"},
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from twoviews import build, config, device, distributed, evaluation, runs, train
+from twoviews import build, config, device, distributed, evaluation, runs, trackers, train
 from twoviews.config import Config
 from twoviews.config.schema import RULES, keys
 from twoviews.data.arrays import Arrays
@@ -46,6 +46,7 @@ def run_pretrain(cfg: Config, *, data: Arrays | None = None, on_step: train.OnSt
     with distributed.group(cfg.wait_seconds), contextlib.ExitStack() as stack:
         processes = distributed.size()
         cfg = distributed.on_first(lambda: _continuing(cfg))
+        trackers.check(cfg.get("track"))
         if cfg.resume:
             path = distributed.on_first(lambda: _resumable(cfg))
             folder = stack.enter_context(runs.RunFolder(path, writes=distributed.first()))  # a second command stops at once
@@ -61,11 +62,14 @@ def run_pretrain(cfg: Config, *, data: Arrays | None = None, on_step: train.OnSt
             path = distributed.on_first(lambda: _created(cfg, parts))
             folder = stack.enter_context(runs.RunFolder(path, writes=distributed.first()))
             folder.write(runs.MANIFEST, _manifest(cfg, parts))
+        followers = trackers.Followers(trackers.check(cfg.get("track")), folder, config.stored(cfg))
+        folder.listeners.append(followers.log)
         _print_header(cfg, parts, path)
         with device.naming_memory(_memory_advice(cfg, path, parts.views.sizes)):
             code, trained = train.fit(cfg, parts, folder, on_step)
         if trained:
             summary = _finish(cfg, parts, probes, folder, trained, began)
+            followers.finish({f"{row['split']} {protocols.protocol(row)}": row["accuracy"] for row in summary["evaluations"] if row["of"] == "trained"})
             if cfg.table and distributed.first():
                 print(f"\n{formats.markdown(tables.TABLES[cfg.table]([(summary, cfg)]))}")
         return path, code

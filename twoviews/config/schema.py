@@ -113,6 +113,7 @@ _data_sets = ("cifar10", "cifar100", "fashion_mnist", "fashion_mini", "blood_cel
 REFERENCE_TABLES = ("p3i0t", "p3i0t_settings", "dkobak", "dkobak_short", "race")
 METHODS = tuple(sorted(f.stem for f in (CONFIG_DIR.parent / "methods").glob("*.py") if f.stem not in ("__init__", "base")))
 VERBS = ("pretrain", "evaluate", "data", "embed", "export", "runs", "report", "methods", "bench", "doctor")
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 EXPORTS = ("torchvision", "timm", "onnx", "hub")  # values of `to` in `export`
 READING = ("pretrain", "evaluate", "data")  # commands that read a data set
 
@@ -230,6 +231,7 @@ RULES: dict[str, Rule] = {
         checkpoint_every=Rule(float, 0, 100_000, above=True),
         checkpoint_seconds=Rule(float, 0, 100_000),
         log_interval=Rule(int, 0, 100_000),
+        track=Rule(str, choices=TRACKERS, null=True, words=True),
         table=Rule(str, choices=REFERENCE_TABLES, null=True, verbs=("pretrain", "evaluate")),
         profile=Rule(bool),
         debug=Rule(bool, verbs=VERBS),

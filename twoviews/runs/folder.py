@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,6 +58,7 @@ class RunFolder:
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path, self.writes, self.identity = path, writes, ""
+        self.listeners: list[Callable[[list[dict[str, Any]]], None]] = []  # called with the rows that were logged
 
     def __enter__(self) -> RunFolder:
         if not self.writes:
@@ -86,6 +88,8 @@ class RunFolder:
                 file.write(lines)
         except OSError as error:
             raise disk_error(error, self.path / METRICS, len(lines)) from None
+        for listener in self.listeners:
+            listener(rows)
 
     def truncate_metrics(self, step: int) -> None:
         """Drop the rows of `step` and later, and an incomplete last line: a resumed run writes them again.
