@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo check test lint types coverage mutants bench test-hard clean
+.PHONY: demo check test lint types coverage mutants bench test-hard docs clean
 
 demo: .venv/.demo  ## SimCLR on the bundled blood cells, evaluation and report.html: minutes on two cores, offline
 	$(BIN)/twoviews pretrain recipe=demo
@@ -41,6 +41,9 @@ bench: .venv/.bench  ## speed beside other tools, in one run
 
 test-hard: .venv/.dev  ## tests that take minutes: many kills, full counts
 	$(PYTEST) --dist worksteal -m slow
+
+docs: .venv/.dev  ## the documentation site in docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 clean:
 	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov

@@ -19,16 +19,24 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 nitpicky = False
 
-REPOSITORY = "https://github.com/twoviews/twoviews/blob/main"
+# Files of the repository that are no pages: a link to one becomes its name.
+OUTSIDE = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+|(?=results/|twoviews/|tests/|examples/|LOG\.md|CITATION\.cff))([^)]*)\)")
 
 
 def _outside(app: object, name: str, source: list[str]) -> None:
-    """Point links to files outside docs/ at the repository."""
-    depth = name.count("/")
-    up = r"\.\./" * (depth + 1)
-    source[0] = re.sub(rf"\]\({up}([^)]*)\)", rf"]({REPOSITORY}/\1)", source[0])
+    """Replace links to files that are no pages of the site."""
+
+    def named(found: re.Match[str]) -> str:
+        path = found[3].partition("#")[0]
+        page = {"RESULTS.md": "results.md", "README.md": "index.md"}.get(path)
+        depth = "../" * name.count("/")
+        return f"[{found[1]}]({depth}{page})" if page else f"{found[1]} (`{path}`)" if found[1].strip("`") != path else f"`{path}`"
+
+    inside = name.count("/")
+    source[0] = OUTSIDE.sub(lambda found: named(found) if len(found[2]) > 3 * inside or not found[2] else found[0], source[0])
 
 
 def setup(app: object) -> None:
     """Connect what this file adds to Sphinx."""
     app.connect("source-read", _outside)  # type: ignore[attr-defined]
+    app.connect("include-read", lambda app, path, parent, content: _outside(app, parent, content))  # type: ignore[attr-defined]
