@@ -31,7 +31,7 @@ LAYERS = [
     {"models", "views", "data"},
     {"trackers"},
     {"losses", "optim", "images", "runs"},
-    {"config", "distributed", "device", "rng", "progress", "output", "profiling"},
+    {"config", "distributed", "device", "rng", "progress", "contention", "output", "profiling"},
 ]
 PARTS = [part for layer in LAYERS for part in layer]
 # What the order alone does not forbid.

@@ -161,6 +161,9 @@ def _check_paths(cfg: config.Config) -> None:
 def _run(verb: str, cfg: config.Config) -> int:
     from twoviews import runs
 
+    if cfg.get("threads") == "polite":  # as many threads as without it, so that results stay equal
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        cfg["threads"], cfg.given = None, tuple(key for key in cfg.given if key != "threads")
     if verb != "bench" and "OMP_WAIT_POLICY" not in os.environ:  # a benchmark's other tools keep their own default
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when torch is imported
     follows = _rank() > 0  # of several processes: the first one reports what is wrong with the run folder

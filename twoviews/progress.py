@@ -14,6 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from twoviews.contention import Contention
+
 PLAIN_EVERY = 15.0  # seconds between two plain lines, so that logs stay short
 RECENT = 30.0  # seconds from which the rate and the time left are computed
 
@@ -45,12 +47,15 @@ class Progress:
         unit: in which the rate is shown, as unit/s.
         start: units done before, in a resumed run; the rate does not count them.
         scale: rate units in one unit of work: 512 if one step has 512 views.
+        contention: says once that other programs use the cores.
     """
 
-    def __init__(self, name: str, total: int, unit: str, *, start: int = 0, scale: float = 1) -> None:
+    def __init__(
+        self, name: str, total: int, unit: str, *, start: int = 0, scale: float = 1, contention: Contention | None = None
+    ) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = self.start = start
-        self.scale = scale
+        self.scale, self.contention = scale, contention
         self.began = self.printed = time.monotonic()
         self.note = ""
         self.recent = deque([(self.began, start)])  # (time, units done), from which the rate is computed
@@ -67,6 +72,9 @@ class Progress:
             self.recent.append((now, self.done))
             while len(self.recent) > 2 and now - self.recent[1][0] >= RECENT:
                 self.recent.popleft()
+            if self.contention is not None and (advice := self.contention.advice()):
+                self.contention = None
+                self.line(advice)
         if self.bar.disable:
             if now - self.printed >= PLAIN_EVERY:
                 self.printed = now

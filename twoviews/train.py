@@ -16,6 +16,7 @@ from torch import Tensor
 from twoviews import config, device, distributed, optim, runs
 from twoviews.build import Parts, backbone_bytes, make_forward, make_views
 from twoviews.config import Config
+from twoviews.contention import Contention
 from twoviews.data.dataset import batch_rows
 from twoviews.distributed import Agreement, StopFlag
 from twoviews.methods.base import Method
@@ -51,7 +52,8 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None =
     to_views, forward = make_views(machine, parts.views), make_forward(machine, method, cfg.batch_size // distributed.size())
     log, tracing = StepLog(run, plan, clock), Trace(run.path / runs.TRACE if cfg.profile and run.writes else None)
     method.train()
-    showing = Progress("train", plan.last, "views", start=start, scale=plan.views_per_step)
+    contention = Contention() if machine.device.type == "cpu" and distributed.size() == 1 else None
+    showing = Progress("train", plan.last, "views", start=start, scale=plan.views_per_step, contention=contention)
     with StopFlag() as stop, Agreement() as agree, tracing as trace, showing as bar:
         clock.start()
         for step in range(start, plan.last):

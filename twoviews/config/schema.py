@@ -29,6 +29,7 @@ class Rule:
         items: None for a single value; otherwise the minimum length of a list.
         pair: the list has two items, low then high.
         words: the value is one choice, or several choices separated by commas.
+        word: that is accepted beside numbers.
         role: one of `ROLES`. Science keys identify a run and stay fixed when it is resumed.
         verbs: the commands that take the key; empty: those of the role.
     """
@@ -42,6 +43,7 @@ class Rule:
     items: int | None = None
     pair: bool = False
     words: bool = False
+    word: str = ""
     role: str = ""
     verbs: tuple[str, ...] = ()
 
@@ -62,12 +64,16 @@ class Rule:
             text = f"a list {form}, each item {text}"
         if self.words:
             text += ", or several with commas, in quotes"
+        if self.word:
+            text += f" or {self.word}"
         return text + (" or null" if self.null else "")
 
     def accepts(self, value: Any) -> bool:
         """Return whether a value has the right type and is in range."""
         if value is None:
             return self.null
+        if self.word and value == self.word:
+            return True
         if self.items is not None:
             if not isinstance(value, list) or len(value) < self.items or not all(self._accepts_one(item) for item in value):
                 return False
@@ -210,7 +216,7 @@ RULES: dict[str, Rule] = {
         "machine",
         ("pretrain", "evaluate", "embed", "report", "doctor"),
         device=Rule(str, choices=("auto", "cpu", "cuda", "mps"), verbs=("pretrain", "evaluate", "embed", "report", "bench", "doctor")),
-        threads=Rule(int, 1, 1024, null=True),
+        threads=Rule(int, 1, 1024, null=True, word="polite"),
         compile=Rule(str, choices=("auto", True, False), verbs=("pretrain", "evaluate", "doctor")),
         deterministic=Rule(bool, verbs=("pretrain", "evaluate")),
         wait_seconds=Rule(float, 1, 1_000_000, verbs=("pretrain", "evaluate")),

@@ -1,0 +1,46 @@
+"""Whether other programs use the cores that this process may use: two threads that wait for each other then lose much of their speed."""
+
+import os
+import time
+from pathlib import Path
+
+STAT = Path("/proc/stat")  # of Linux; elsewhere nothing is noticed
+AFTER, SHARE = 10.0, 0.25  # seconds until the first answer; share of the cores' time that others must use
+
+
+class Contention:
+    """Count the time of this process's cores from now on."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def share(self) -> float | None:
+        """Return the share of the cores' time that other programs used, in [0, 1]; None before `AFTER` seconds, or where it is unknown."""
+        if self._start is None or (now := self._now()) is None:
+            return None
+        wall, busy, own = (b - a for a, b in zip(self._start, now, strict=True))
+        return max(0.0, min(1.0, (busy - own) / (wall * len(_cores())))) if wall >= AFTER else None
+
+    def advice(self) -> str:
+        """Return a line for a user whose run shares its cores, else an empty text."""
+        share = self.share()
+        if share is None or share < SHARE or os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive":
+            return ""
+        return f"other programs use {100 * share:.0f} % of these cores: threads=polite is faster beside them and changes no result"
+
+    def _now(self) -> tuple[float, float, float] | None:
+        """Return wall-clock time, time in which the cores worked, and that of this process, in seconds."""
+        try:
+            lines = STAT.read_text().splitlines()
+        except OSError:
+            return None
+        names = {f"cpu{core}" for core in _cores()}
+        counts = [[int(value) for value in line.split()[1:9]] for line in lines if line.split()[0] in names]
+        if len(counts) != len(names):
+            return None
+        busy = sum(sum(count) - count[3] - count[4] for count in counts) / os.sysconf("SC_CLK_TCK")  # without idle and waiting for a disk
+        return time.monotonic(), busy, time.process_time()
+
+
+def _cores() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
