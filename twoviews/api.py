@@ -61,7 +61,7 @@ def pretrain(
     """
     given = overrides if recipe is None else {"recipe": recipe, **overrides}
     with _guest():
-        cfg = config.load("pretrain", [config.word(key, value) for key, value in given.items()])
+        cfg = _loaded("pretrain", given)
         cfg, arrays = _with_data(cfg, data, name)
         path, code = run_pretrain(cfg, data=arrays, on_step=on_step)
     if code:
@@ -90,8 +90,16 @@ def evaluate(run: str | Path = "latest", *, data: Any = None, name: str = "own d
         KeyboardInterrupt: if Ctrl-C was pressed; the rows of complete probes are kept.
     """
     with _guest():
-        cfg = config.load("evaluate", [config.word(key, value) for key, value in {"run": run, **overrides}.items()])
+        cfg = _loaded("evaluate", {"run": run, **overrides})
         return run_evaluate(*_with_data(cfg, data, name))
+
+
+def _loaded(verb: str, given: dict[str, Any]) -> config.Config:
+    """Return the configuration of a call."""
+    cfg = config.load(verb, [config.word(key, value) for key, value in given.items()])
+    if cfg.get("threads") == "polite":
+        raise ValueError("threads='polite': too late here, torch is loaded: set OMP_WAIT_POLICY=passive before Python starts")
+    return cfg
 
 
 def _with_data(cfg: Config, data: Any, name: str) -> tuple[Config, Arrays | None]:
