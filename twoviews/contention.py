@@ -3,6 +3,10 @@
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from twoviews.device import Machine
 
 STAT = Path("/proc/stat")  # of Linux; elsewhere nothing is noticed
 AFTER, SHARE = 10.0, 0.25  # seconds until the first answer; share of the cores' time that others must use
@@ -40,6 +44,13 @@ class Contention:
             return None
         busy = sum(sum(count) - count[3] - count[4] for count in counts) / os.sysconf("SC_CLK_TCK")  # without idle and waiting for a disk
         return time.monotonic(), busy, time.process_time()
+
+
+def contention(machine: "Machine") -> Contention | None:
+    """Return what notices other programs on the cores of a run, if the run computes there in one process."""
+    from twoviews import distributed  # imports torch, which a progress bar does not need
+
+    return Contention() if machine.device.type == "cpu" and distributed.size() == 1 else None
 
 
 def _cores() -> set[int]:

@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Iterator
 from statistics import median
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from twoviews.contention import Contention
+if TYPE_CHECKING:
+    from twoviews.contention import Contention
 
 PLAIN_EVERY = 15.0  # seconds between two plain lines, so that logs stay short
 RECENT = 30.0  # seconds from which the rate and the time left are computed

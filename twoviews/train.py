@@ -16,7 +16,7 @@ from torch import Tensor
 from twoviews import config, device, distributed, optim, runs
 from twoviews.build import Parts, backbone_bytes, make_forward, make_views
 from twoviews.config import Config
-from twoviews.contention import Contention
+from twoviews.contention import contention
 from twoviews.data.dataset import batch_rows
 from twoviews.distributed import Agreement, StopFlag
 from twoviews.methods.base import Method
@@ -52,7 +52,7 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None =
     to_views, forward = make_views(machine, parts.views), make_forward(machine, method, cfg.batch_size // distributed.size())
     log, tracing = StepLog(run, plan, clock), Trace(run.path / runs.TRACE if cfg.profile and run.writes else None)
     method.train()
-    showing = Progress("train", plan.last, "views", start=start, scale=plan.views_per_step, contention=_contention(machine))
+    showing = Progress("train", plan.last, "views", start=start, scale=plan.views_per_step, contention=contention(machine))
     with StopFlag() as stop, Agreement() as agree, tracing as trace, showing as bar:
         clock.start()
         for step in range(start, plan.last):
@@ -92,11 +92,6 @@ def fit(cfg: Config, parts: Parts, run: runs.RunFolder, on_step: OnStep | None =
                 bar.line(_stopped(run, done, plan.last))
                 return 128 + signal if signal else 0, {}
     return 0, distributed.on_first(lambda: _summary(run, plan, clock, machine))
-
-
-def _contention(machine: device.Machine) -> Contention | None:
-    """Return what notices other programs on the cores of a run, if it computes there and alone."""
-    return Contention() if machine.device.type == "cpu" and distributed.size() == 1 else None
 
 
 def _batch(cfg: Config, parts: Parts, step: int) -> tuple[Tensor, Tensor, int]:
