@@ -31,7 +31,7 @@ OTHER = {
     "config/base.yaml": "Every key, explained once",
     "config/recipes": "One file per recipe: what defines it, with its source",
     "assets": "The bundled images and pretrained models, with licence",
-    "report/report.html": "The template of the report",
+    "report/templates": "The pages that the report fills in",
 }
 ROOT_FILES = {
     "simclr.py simclr_lin.py moco.py simclr_config.yml moco_config.yml": "The commands of p3i0t/SimCLR-CIFAR10",

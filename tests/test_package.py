@@ -61,7 +61,7 @@ def test_x5_the_wheel_contains_every_file_of_the_package_and_nothing_else(wheel:
         "assets/blood_cells.LICENSE",
         "cpu/views.cpp",
         "cpu/batchnorm.cpp",
-        "report/report.html",
+        "report/templates/report.html",
     ):
         assert f"twoviews/{name}" in packed
     assert not [name for name in packed if "test" in name]

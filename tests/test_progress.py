@@ -69,7 +69,7 @@ def test_rate_and_time_left_are_those_of_the_last_half_minute(tick: Tick, capsys
             tick(seconds)
             bar.add()
         assert bar.rate() == pytest.approx(10 / 5, rel=0.1)
-    assert "train 70/1000, 2 views/s, 78 min left" in capsys.readouterr().out
+    assert "train 69/1000, 2 views/s, 78 min left" in capsys.readouterr().out
 
 
 def test_the_clock_leaves_out_steps_that_compile_and_pauses(tick: Tick) -> None:

@@ -170,7 +170,8 @@ def _run(verb: str, cfg: config.Config) -> int:
     if follows and verb not in ("pretrain", "evaluate"):
         return 0
     try:
-        run = cfg.get("resume") or (cfg.get("run") if verb not in ("embed", "export", "runs") else None)  # these take files and bundled models, or only read
+        # embed and export take files and bundled models, too; runs only reads
+        run = cfg.get("resume") or (cfg.get("run") if verb not in ("embed", "export", "runs") else None)
         if run and run != "latest" and not follows:  # before torch is imported: a wrong name, or a run in use, is reported at once
             for name in runs.several(run, Path(cfg.runs_dir)) if verb == "report" else [run]:
                 runs.check_unlocked(runs.find(name, Path(cfg.runs_dir), key="resume" if cfg.get("resume") else "run"))

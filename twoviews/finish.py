@@ -50,7 +50,7 @@ def finish(cfg: Config, parts: build.Parts, probes: tuple[str, ...], folder: run
             print(accuracy_table(summary))
 
     def describe() -> None:
-        summary |= inspection.inspect(cfg, parts)
+        summary.update(inspection.inspect(cfg, parts))
         left[STATISTICS] = []
         if not summary["evaluations"]:
             print(features_in_words(summary["diagnostics"]))

@@ -1,7 +1,7 @@
 """Checkpoints of other programs as a start: torchvision, timm, lightly, solo-learn, MoCo, and others that name a ResNet's layers alike."""
 
-import pickle
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -54,15 +54,17 @@ def read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return weights.read(path)[0]
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a file is an archive of TorchScript: it is refused below
+            found = dict(_flat(torch.load(path, map_location="cpu", weights_only=True), ""))
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files raise errors of many kinds
+        problem = " ".join(str(error).split())
+        if "Weights only load failed" in problem and "Unsupported operand" not in problem:
             advice = "save its weights alone with torch.save(model.state_dict(), file)"
             raise ValueError(f"{path}: holds Python objects, which could run any code when they are read: {advice}") from None
-        raise ValueError(f"{path}: damaged, or no checkpoint of PyTorch") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: damaged, or no checkpoint of PyTorch ({' '.join(str(error).split())[:100]})") from None
-    found = dict(_flat(content, ""))
+        raise ValueError(f"{path}: damaged, or no checkpoint of PyTorch ({problem[:100]})") from None
     if not found:
         raise ValueError(f"{path}: holds no tensors")
     return found

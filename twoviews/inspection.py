@@ -21,6 +21,7 @@ DIAGNOSED = 2000  # images that `diagnose` uses
 EXAMINED, BANK = 2000, 10_000  # images that are looked at, and training images that their neighbours are chosen from
 SHOWN, NEAREST = 8, 6  # of `neighbours`: images, and neighbours of each
 MAPPED, PERPLEXITY = 1000, 30.0  # images of `embedding_map`; neighbours that UMAP and t-SNE consider for each
+FEW = 200  # images of the evaluated split; with fewer, training images are mapped
 MISTAKES, VOTES = 12, 10  # images of `mistakes`; neighbours that vote
 
 
@@ -151,26 +152,30 @@ def embedding_map(examined: Examined) -> dict[str, Any]:
     the first two principal components.
 
     Returns:
-        {by: which of these, split, rows: of the split, xy: a position in [0, 1] x [0, 1] for each}; {} if the features of all images
-        are equal, or there are fewer than four.
+        {by: which of these, split: the evaluated one or, where that is small, `train+val`, rows: of the split, xy: a position in
+        [0, 1] x [0, 1] for each}; {} if the features of all images are equal, or there are fewer than four.
     """
-    rows = examined.rows[:MAPPED]
-    h = torch.nn.functional.normalize(examined.h[:MAPPED], dim=1)
+    split, rows, features = examined.split, examined.rows, examined.h
+    if len(rows) < FEW:
+        split, rows, features = "train+val", examined.bank, examined.bank_h
+        chosen = permutation(0, 0, len(rows))[:MAPPED].sort().values
+        rows, features = rows[chosen], features[chosen]
+    rows, h = rows[:MAPPED], torch.nn.functional.normalize(features[:MAPPED], dim=1)
     if len(rows) < 4 or float(h.std(0).max()) < 1e-6:
         return {}
     by, xy = _plane(h.numpy().astype(np.float64))
     xy = (xy - xy.min(0)) / np.maximum(np.ptp(xy, axis=0), 1e-12)
-    return {"by": by, "split": examined.split, "rows": rows.tolist(), "xy": xy.round(4).tolist()}
+    return {"by": by, "split": split, "rows": rows.tolist(), "xy": xy.round(4).tolist()}
 
 
 def _plane(h: np.ndarray) -> tuple[str, np.ndarray]:
     """Return the method and positions (n, 2) of features (n, D)."""
     near = min(PERPLEXITY, (len(h) - 1) / 3)
     if find_spec("umap") is not None:
-        from umap import UMAP
-
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a fixed seed uses one thread
+            warnings.simplefilter("ignore")  # that TensorFlow is missing, and that a fixed seed uses one thread
+            from umap import UMAP
+
             return "UMAP", UMAP(n_neighbors=max(2, int(near)), random_state=0).fit_transform(h)
     if find_spec("sklearn") is not None:
         from sklearn.manifold import TSNE

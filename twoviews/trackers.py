@@ -6,6 +6,7 @@ What they receive are the rows of `metrics.jsonl`. A resumed run goes on in the 
 import hashlib
 import importlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from twoviews.config.schema import TRACKERS
 from twoviews.runs.folder import RunFolder, read_metrics
 
 PROJECT = "twoviews"
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # a server that is down must not hold a run
 EXTRA = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
 Row = Mapping[str, Any]
 
@@ -46,6 +48,9 @@ class TensorBoard:
         """Add the final accuracies."""
         for name, value in results.items():
             self.writer.add_scalar(name, value, 0)
+
+    def close(self) -> None:
+        """Close the files."""
         self.writer.close()
 
 
@@ -72,6 +77,9 @@ class WeightsAndBiases:
     def finish(self, results: Mapping[str, float]) -> None:
         """Add the final accuracies."""
         self.run.summary.update(dict(results))
+
+    def close(self) -> None:
+        """End the run, so that the next one of this process gets its own."""
         self.run.finish()
 
 
@@ -97,6 +105,9 @@ class Trackio:
     def finish(self, results: Mapping[str, float]) -> None:
         """Add the final accuracies."""
         self.run.log(dict(results))
+
+    def close(self) -> None:
+        """End the run."""
         self.run.finish()
 
 
@@ -109,8 +120,9 @@ class MLflow:
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        for name, value in (("MAX_RETRIES", "1"), ("TIMEOUT", "10")):  # a server that is down must not stop a run for minutes
-            os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
+        self.before = {name: os.environ.get(name) for name in PATIENCE}
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)
         mlflow: Any = importlib.import_module("mlflow")
         self.metric: Any = importlib.import_module("mlflow.entities").Metric
         self.client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{path.parent.resolve() / 'mlflow.db'}"))
@@ -126,14 +138,19 @@ class MLflow:
 
     def log(self, rows: Iterable[Row]) -> None:
         """Add rows."""
-        metrics = [self.metric(name, value, 0, row["step"]) for row in rows for name, value in _values(row).items()]
+        metrics = [self.metric(_plain(name), value, 0, row["step"]) for row in rows for name, value in _values(row).items()]
         for start in range(0, len(metrics), 1000):  # the most that one call takes
             self.client.log_batch(self.id, metrics=metrics[start : start + 1000])
 
     def finish(self, results: Mapping[str, float]) -> None:
         """Add the final accuracies."""
-        self.client.log_batch(self.id, metrics=[self.metric(name, value, 0, 0) for name, value in results.items()])
+        self.client.log_batch(self.id, metrics=[self.metric(_plain(name), value, 0, 0) for name, value in results.items()])
         self.client.set_terminated(self.id)
+
+    def close(self) -> None:
+        """Give the environment back."""
+        for name, value in self.before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 KINDS: dict[str, Any] = dict(zip(TRACKERS, (TensorBoard, WeightsAndBiases, Trackio, MLflow), strict=True))
@@ -173,17 +190,22 @@ class Followers:
         """Send rows that were just written; to a tracker that is not open yet, also those before them that it lacks."""
         for name in list(self.names):
             with _Leaving(self, name):
-                if name in self.open:
-                    self.open[name].log(rows)
-                else:
+                found = rows if name in self.open else read_metrics(self.folder.path)
+                if name not in self.open:
                     self.open[name] = KINDS[name](self.folder.path, self.config)
-                    self.open[name].log(row for row in read_metrics(self.folder.path) if row["step"] > self.open[name].last)
+                self.open[name].log([row for row in found if row["step"] > self.open[name].last])
 
     def finish(self, results: Mapping[str, float]) -> None:
-        """Send the final accuracies, and close."""
+        """Send the final accuracies."""
         for name, tracker in list(self.open.items()):
             with _Leaving(self, name):
                 tracker.finish(results)
+
+    def close(self) -> None:
+        """Close all trackers, also after a run that was stopped."""
+        for name, tracker in list(self.open.items()):
+            with _Leaving(self, name):
+                tracker.close()
 
 
 class _Leaving:
@@ -208,6 +230,11 @@ class _Leaving:
 def _values(row: Row) -> dict[str, float]:
     """Return the numbers of a row but its step."""
     return {name: value for name, value in row.items() if name != "step" and isinstance(value, int | float)}
+
+
+def _plain(name: str) -> str:
+    """Return a name as MLflow accepts it."""
+    return re.sub(r"[^\w./ -]", "_", name)
 
 
 def _identity(path: Path) -> str:

@@ -142,7 +142,7 @@ def test_neighbours_are_the_nearest_training_images_of_one_image_per_class(tiny:
     cfg = config.load("pretrain", [*tiny, f"train_on={train_on}"])
     parts = build.build(cfg)
     before = {name: tensor.clone() for name, tensor in parts.method.state_dict().items()}
-    found = inspection.neighbours(cfg, parts)
+    found = inspection.neighbours(parts, inspection.examine(cfg, parts))
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.method.state_dict().items())
     data, split = parts.dataset, {"train+val": "test", "train": "val"}[train_on]
     images, labels = data.split(split)
@@ -161,10 +161,15 @@ def test_neighbours_are_the_nearest_training_images_of_one_image_per_class(tiny:
     assert found["trained"] == similarity.topk(6).indices.tolist()
 
 
+def queries_of(cfg: config.Config, parts: build.Parts) -> list[int]:
+    rows: list[int] = inspection.neighbours(parts, inspection.examine(cfg, parts))["queries"]
+    return rows
+
+
 def test_neighbours_of_images_without_classes_are_of_several_images(tiny: list[str]) -> None:
     parts = build.build(cfg := config.load("pretrain", tiny))
     one = replace(parts.dataset, test_labels=torch.zeros_like(parts.dataset.test_labels))
-    assert len(set(inspection.neighbours(cfg, replace(parts, dataset=one))["queries"])) == 8
+    assert len(set(queries_of(cfg, replace(parts, dataset=one)))) == 8
 
 
 def test_projections_are_evaluated_after_training_and_again_from_the_checkpoint(

@@ -129,7 +129,7 @@ def test_a_run_whose_evaluation_failed_can_be_evaluated_by_other_probes(
     assert main(["evaluate", f"run={path}", *PLAIN, "probes=linear_precomp"]) == 0
     assert small.summary(path)["unfinished"] == ["knn", "low_label"]
     assert main(["runs", f"runs_dir={tmp_path / 'runs'}"]) == 0
-    assert "unfinished: knn, low_label" in capsys.readouterr().out
+    assert "without knn, low_label" in capsys.readouterr().out
 
 
 def test_which_probe_of_how_many_runs_and_how_long_all_take_is_printed_first(

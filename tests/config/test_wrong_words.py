@@ -169,7 +169,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         # names of other tools
         ("pretrain lr=0.1", "lr=0.1: pretrain has no key 'lr': type learning_rate=, or base_learning_rate="),
         ("pretrain gpus=2", "gpus=2: pretrain has no key 'gpus': not needed, because torchrun starts one process for each GPU"),
-        ("pretrain wandb=true", "wandb=true: pretrain has no key 'wandb': not supported; metrics.jsonl"),
+        ("pretrain wandb=true", "wandb=true: pretrain has no key 'wandb': type track=tensorboard, wandb"),
         ("pretrain arch=resnet18", "arch=resnet18: pretrain has no key 'arch': type backbone="),
         ("pretrain +lr=1", "+lr=1: keys cannot be added or removed: type learning_rate="),
         # a key of another verb or method

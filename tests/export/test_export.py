@@ -72,7 +72,8 @@ def test_the_printed_lines_give_the_same_features(
 ) -> None:
     file, folder = weights_file(tmp_path, backbone, channels, size), tmp_path / "exported"
     if to == "timm" and backbone.startswith("thin"):
-        assert f"timm has no {backbone}: choose to=torchvision" in refused(capsys, "export", f"run={file}", f"to={to}", f"export_dir={folder}")
+        said = refused(capsys, "export", f"run={file}", f"to={to}", f"export_dir={folder}")
+        assert f"timm has no {backbone}: choose to=torchvision" in said
         assert not folder.exists()
         return
     lines = written(capsys, f"run={file}", f"to={to}", f"export_dir={folder}")
@@ -136,7 +137,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path, capsys: 
     for words, says in (
         ([f"run={file}", f"export_dir={tmp_path / 'there'}"], "exists already and is not overwritten"),
         ([f"run={file}", f"export_dir={tmp_path / 'no' / 'where'}"], "is no folder: create it"),
-        ([f"run={file}", "to=tensorflow"], "to expects torchvision or timm or onnx or hub"),
+        ([f"run={file}", "to=tensorflow"], "to expects one of torchvision, timm, onnx, hub"),
         ([f"run={file}", "to=hub", "push=cells"], "expected user/name"),
         ([f"run={tmp_path / 'a.safetensors'}"], "no such file"),
         (["run=nowhere", f"runs_dir={tmp_path}"], "no such run folder"),

@@ -63,13 +63,15 @@ def run_pretrain(cfg: Config, *, data: Arrays | None = None, on_step: train.OnSt
             folder = stack.enter_context(runs.RunFolder(path, writes=distributed.first()))
             folder.write(runs.MANIFEST, _manifest(cfg, parts))
         followers = trackers.Followers(trackers.check(cfg.get("track")), folder, config.stored(cfg))
+        stack.callback(followers.close)
         folder.listeners.append(followers.log)
         _print_header(cfg, parts, path)
         with device.naming_memory(_memory_advice(cfg, path, parts.views.sizes)):
             code, trained = train.fit(cfg, parts, folder, on_step)
         if trained:
             summary = _finish(cfg, parts, probes, folder, trained, began)
-            followers.finish({f"{row['split']} {protocols.protocol(row)}": row["accuracy"] for row in summary["evaluations"] if row["of"] == "trained"})
+            trained_rows = [row for row in summary["evaluations"] if row["of"] == "trained"]
+            followers.finish({f"{row['split']} {protocols.protocol(row)}": row["accuracy"] for row in trained_rows})
             if cfg.table and distributed.first():
                 print(f"\n{formats.markdown(tables.TABLES[cfg.table]([(summary, cfg)]))}")
         return path, code

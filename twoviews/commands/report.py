@@ -8,7 +8,7 @@ from twoviews.images.names import shown
 from twoviews.report import html
 from twoviews.runs.files import write_atomic
 
-PAGE, MARK = "comparison.html", '<meta name="generator" content="TwoViews">'
+PAGE, MARK = "comparison.html", '<meta name="generator" content="TwoViews comparison">'
 
 
 def run(cfg: Config) -> int:
@@ -48,6 +48,6 @@ def _compare(paths: list[Path], to: Path) -> int:
         raise ValueError(f"to={shown(to)}: there is no folder {shown(to.parent)}: create it first")
     if to.exists() and MARK not in to.read_text(encoding="utf-8", errors="replace")[:1000]:
         raise ValueError(f"to={shown(to)}: exists and is no page of twoviews report: choose another file with to=")
-    write_atomic(to, html.comparison(paths).encode())
+    write_atomic(to, html.comparison(paths).encode(errors="backslashreplace"))
     print(f"comparison of {len(paths)} runs: {to}")
     return 0

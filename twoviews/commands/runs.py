@@ -3,10 +3,11 @@
 `twoviews runs compare format=csv` prints the complete numbers instead: every protocol and every baseline, with the origin of each number.
 """
 
+import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -69,8 +70,9 @@ def _sorted(found: list[Found], by: str) -> list[Found]:
         return found
     if by == "name":
         return sorted(found, key=lambda pair: pair[0].name)
-    number = {"knn": headline, "linear": linear, "seconds": lambda summary: summary["train"]["seconds"]}[by]
-    return sorted(found, key=lambda pair: -((number(pair[1]) if pair[1] else None) or 0))
+    numbers: dict[str, Callable[[dict[str, Any]], float | None]]
+    numbers = {"knn": headline, "linear": linear, "seconds": lambda summary: summary["train"]["seconds"]}
+    return sorted(found, key=lambda pair: -((numbers[by](pair[1]) if pair[1] else None) or 0))
 
 
 def _show(path: Path) -> int:
@@ -82,6 +84,7 @@ def _show(path: Path) -> int:
 
 def _delete(path: Path, *, sure: bool) -> int:
     """Delete a run after a question."""
+    path = path.resolve()
     runs.check_unlocked(path)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     if not sure:
@@ -90,7 +93,7 @@ def _delete(path: Path, *, sure: bool) -> int:
         if input(f"delete {path} ({size / 2**20:.1f} MB) with its weights? type yes: ").strip() != "yes":
             print("nothing was deleted")
             return 0
-    hidden = path.with_name(f".deleted-{path.name}")
+    hidden = path.with_name(f".deleted-{path.name}-{secrets.token_hex(4)}")
     path.rename(hidden)  # first out of the list: what an interruption leaves is no run
     shutil.rmtree(hidden)
     print(f"deleted: {path}")

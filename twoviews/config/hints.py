@@ -16,7 +16,7 @@ ELSEWHERE = {
     "bs": "type batch_size=",
     "model": "type backbone= for the network, method= for the method",
     "gpu": "type device=cuda; CUDA_VISIBLE_DEVICES chooses the GPU",
-    "wandb": "not supported; metrics.jsonl in the run folder has the values of every step",
+    **dict.fromkeys(("wandb", "logger"), "type track=tensorboard, wandb, trackio or mlflow"),
     "data": "type dataset= for its name, data_dir= for its folder",
     "data_path": "type data_dir=",
     "output_dir": "type runs_dir=",

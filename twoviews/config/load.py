@@ -73,7 +73,7 @@ def assemble(verb: str, given: dict[str, Any]) -> Config:
     Raises:
         ValueError: if the values do not fit together.
     """
-    settings = _compose(verb, given.get("recipe"), given.get("method"))
+    settings = _compose(verb, given.get("recipe"), given.get("method")) if verb == "pretrain" else _compose(verb)
     cfg = Config({**settings, **given})
     cfg.given = tuple(given)
     if verb == "pretrain" and cfg.resume is None:  # a resumed run keeps its own values

@@ -114,6 +114,7 @@ _probability = Rule(float, 0, 1)
 _strength = Rule(float, 0, 10)
 _path = Rule(str, null=True)
 _benchmarks = ("views", "evaluation", "ntxent", "startup", "job", "steps", "methods", "embed", "scaling")
+_backbones = ("resnet18", "resnet34", "resnet50", "thin16", "thin32", "thin64")
 _data_sets = ("cifar10", "cifar100", "fashion_mnist", "fashion_mini", "blood_cells", "folder")
 
 REFERENCE_TABLES = ("p3i0t", "p3i0t_settings", "dkobak", "dkobak_short", "race")
@@ -138,7 +139,7 @@ RULES: dict[str, Rule] = {
         background=Rule(str, choices=("white", "gray", "black"), null=True, verbs=(*READING, "embed")),
         value_range=Rule(float, -1e38, 1e38, null=True, items=2, pair=True, verbs=(*READING, "embed")),
         on_bad=Rule(str, choices=("stop", "skip"), verbs=(*READING, "embed")),
-        backbone=Rule(str, choices=("resnet18", "resnet34", "resnet50", "thin16", "thin32", "thin64"), verbs=("pretrain", "evaluate", "runs")),
+        backbone=Rule(str, choices=_backbones, verbs=("pretrain", "evaluate", "runs")),
         stem_init=Rule(str, choices=("he", "torch"), null=True),
         whiten_stem=Rule(bool),
         init=_path,

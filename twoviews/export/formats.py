@@ -131,11 +131,15 @@ def hub_lines(trained: Trained, repository: str) -> str:
     return f'{imports}\nfile = hf_hub_download("{repository}", "{WEIGHTS}")\nnet = {code}'
 
 
+def _hub(trained: Trained, file: str) -> str:
+    return hub_lines(trained, "<user>/<name>")
+
+
 FORMATS = {
     "torchvision": Format(WEIGHTS, _safetensors, _torchvision, "torch torchvision safetensors"),
     "timm": Format(WEIGHTS, _safetensors, _timm, "timm safetensors"),
     "onnx": Format(ONNX, to_onnx, _onnx, "onnxruntime"),
-    "hub": Format(WEIGHTS, _safetensors, lambda trained, file: hub_lines(trained, "<user>/<name>"), "torch torchvision safetensors huggingface_hub"),
+    "hub": Format(WEIGHTS, _safetensors, _hub, "torch torchvision safetensors huggingface_hub"),
 }
 
 

@@ -23,6 +23,9 @@ class Normalised(nn.Module):
         mean, std: of each channel.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, backbone: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.backbone = backbone
@@ -86,4 +89,5 @@ def _check(content: bytes, module: nn.Module, images: Tensor) -> None:
         (found,), wanted = session.run(None, {"images": some.numpy()}), module(some)
         difference = float((torch.from_numpy(found) - wanted).abs().max() / wanted.abs().max())
         if not difference <= TOLERANCE:
-            raise RuntimeError(f"to=onnx: features in onnxruntime differ by {difference:.1e} of the largest one, at most {TOLERANCE:g} allowed")
+            allowed = f"at most {TOLERANCE:g} is allowed"
+            raise RuntimeError(f"to=onnx: features in onnxruntime differ by {difference:.1e} of the largest one: {allowed}")

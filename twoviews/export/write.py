@@ -9,7 +9,7 @@ from typing import Any
 
 from twoviews.export import hub
 from twoviews.export.card import card
-from twoviews.export.formats import FORMATS, hub_lines, path_in_code
+from twoviews.export.formats import FORMATS, WEIGHTS, hub_lines, path_in_code
 from twoviews.export.onnx import check_packages
 from twoviews.export.trained import Trained
 
@@ -37,8 +37,8 @@ def check(to: str, folder: Path, push: str | None) -> None:
         hub.check(push)
 
 
-def write(trained: Trained, to: str, folder: Path, push: str | None = None) -> str:
-    """Write a backbone for another library, and return the lines that load it there.
+def write(trained: Trained, to: str, folder: Path, push: str | None = None) -> tuple[str, str]:
+    """Write a backbone for another library, and return the lines that load it there, and the packages that they need.
 
     Args:
         trained: to write.
@@ -52,9 +52,10 @@ def write(trained: Trained, to: str, folder: Path, push: str | None = None) -> s
     """
     check(to, folder, push)
     form = FORMATS[to]
-    lines = form.lines(trained, path_in_code(folder / form.file))  # refuses a backbone that the library lacks
-    if push:
-        lines = hub_lines(trained, push) if form.file.endswith(".safetensors") else lines
+    lines, in_card, needs = form.lines(trained, path_in_code(folder / form.file)), form.lines(trained, form.file), form.needs
+    if push and form.file == WEIGHTS:
+        lines, needs = hub_lines(trained, push), FORMATS["hub"].needs
+        in_card = lines
     content = form.content(trained)
     temporary = folder.parent / f".new-{secrets.token_hex(8)}"
     temporary.mkdir()
@@ -62,15 +63,14 @@ def write(trained: Trained, to: str, folder: Path, push: str | None = None) -> s
         (temporary / form.file).write_bytes(content)
         described = description(trained, to) | {"file": form.file, "sha256": hashlib.sha256(content).hexdigest()}
         (temporary / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        in_card = lines if push else form.lines(trained, form.file)
-        (temporary / CARD).write_text(card(trained, in_card, form.needs), encoding="utf-8")
+        (temporary / CARD).write_text(card(trained, in_card, needs), encoding="utf-8")
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if push:
         hub.push(folder, push)
-    return lines
+    return lines, needs
 
 
 def description(trained: Trained, to: str) -> dict[str, Any]:

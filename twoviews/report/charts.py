@@ -20,10 +20,12 @@ class Line:
     Args:
         name: shown in the legend; empty for the only line.
         points: (x, y), x ascending.
+        number: of its colour.
     """
 
     name: str
     points: Sequence[Point]
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,10 @@ class Chart:
             return round(across, 1), round(HEIGHT - BOTTOM - (y - ys[0]) / (ys[1] - ys[0]) * (HEIGHT - TOP - BOTTOM), 1)
 
         lines = []
-        for number, line in enumerate(self.lines):
+        for line in self.lines:
             drawn = [at(x, y) for x, y in thinned(line.points)]
             path = "M" + "L".join(f"{x} {y}" for x, y in drawn)
-            lines.append({"name": line.name, "number": number, "path": path, "dots": drawn if len(drawn) <= MARKED else []})
+            lines.append({"name": line.name, "number": line.number, "path": path, "dots": drawn if len(drawn) <= MARKED else []})
         return {
             "title": self.title,
             "x": self.x,
@@ -104,5 +106,5 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 def shown(value: float) -> str:
     """Return a number with three digits, and thousands as `12k`."""
     if abs(value) >= 10_000:
-        return f"{value / 1000:.0f}k"
+        return f"{value / 1000:.3g}k"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

@@ -66,7 +66,8 @@ def curves(names: list[str], metrics: list[list[dict[str, Any]]]) -> list[dict[s
     """Return a chart for each quantity that the runs measured, with a line for each run."""
     charts = []
     for key, title in CURVES.items():
-        lines = [Line(name, points) for name, rows in zip(names, metrics, strict=True) if (points := series(rows, key))]
+        runs_ = enumerate(zip(names, metrics, strict=True))
+        lines = [Line(name, points, number) for number, (name, rows) in runs_ if (points := series(rows, key))]
         if lines:
             charts.append(Chart(title, lines).drawn())
     return charts

@@ -83,5 +83,6 @@ def _filters(path: Path) -> str | None:
     """Return a picture of the filters of the trained encoder's first convolution, if it has one of that name."""
     from twoviews.report import pictures
 
-    weight = weights.read(path / runs.BACKBONE)[0].get("conv1.weight")
+    file = path / runs.BACKBONE
+    weight = weights.read(file)[0].get("conv1.weight") if file.is_file() else None
     return None if weight is None else pictures.filters(weight)

@@ -31,11 +31,13 @@ def in_words(summary: dict[str, Any]) -> str:
     """Return what a run did and reached, in two sentences or three."""
     labels = "with" if summary["uses_labels"] else "without"
     images = "all images" if summary["train_on"] == "train+val+test" else "the training images"
-    text = f"{summary['method']} trained {summary['backbone']} for {summary['epochs']} epochs on {images} of {summary['dataset']}, {labels} labels."
+    text = f"{summary['method']} trained {summary['backbone']} for {summary['epochs']} epochs on {images} of {summary['dataset']}"
+    text += f", {labels} labels."
     knn, pixels, random = (tables.headline(summary, of) for of in ("trained", "raw_pixels", "random_initialisation"))
     if knn is None:
         return text
-    beside = [f"{name} {100 * value:.1f} %" for name, value in (("of raw pixels", pixels), ("of the untrained encoder", random)) if value is not None]
+    baselines = {"of raw pixels": pixels, "of the untrained encoder": random}
+    beside = [f"{name} {100 * value:.1f} %" for name, value in baselines.items() if value is not None]
     text += f" On {tables.split(summary)}, the ten nearest training images by its features name the right class for {100 * knn:.1f} %"
     text += f" ({', '.join(beside)})." if beside else "."
     linear = tables.linear(summary)
@@ -114,7 +116,8 @@ def neighbours(summary: dict[str, Any], data: Dataset) -> dict[str, Any] | None:
                 same[of][1] += 1
                 cosine = f"{found['similarity'][number][place]:.2f}" if of == "trained" and "similarity" in found else ""
                 name = data.classes[data.labels[row]] if several else ""
-                line[of].append({"image": pictures.picture(data.images[row]), "wrong": several and not right, "name": name, "cosine": cosine})
+                shown = {"image": pictures.picture(data.images[row]), "name": name, "cosine": cosine}
+                line[of].append(shown | {"wrong": several and not right})
         lines.append(line)
     return {"split": found["split"], "lines": lines, "several": several, "same": {of: f"{a} of {b}" for of, (a, b) in same.items()}}
 
@@ -156,7 +159,7 @@ def confusions(summary: dict[str, Any], classes: Sequence[str]) -> list[dict[str
         if row["of"] == "trained" and "on" not in row and "confusion" in row:
             counts = torch.tensor(row["confusion"], dtype=torch.float64)
             share = 100 * counts / counts.sum(1, keepdim=True).clamp(min=1)
-            matrix = {"protocol": protocols.protocol(row), "classes": list(classes)}
+            matrix: dict[str, Any] = {"protocol": protocols.protocol(row), "classes": list(classes), "rows": [], "pairs": []}
             if len(classes) <= MOST_CLASSES:
                 matrix["rows"] = [[round(value) for value in line] for line in share.tolist()]
             else:

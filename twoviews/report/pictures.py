@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from twoviews.views import Views
 
 JPEG_QUALITY = 85  # of the images that the map shows
+LARGEST = 96  # pixels: larger images are shown smaller
 SHAPES = (  # paths of a mark at the origin: circle, square, triangle, diamond
     "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0",
     "m-2.6-2.6h5.2v5.2h-5.2z",
@@ -22,8 +24,12 @@ COLOURS = 8  # that the page has for classes
 
 
 def picture(image: Tensor) -> str:
-    """Return an image (C, H, W) uint8 as a PNG."""
-    return _uri(_pillow(image), "PNG")
+    """Return an image (C, H, W) uint8 as a PNG, at most `LARGEST` pixels high and wide."""
+    return _uri(_pillow(_smaller(image[None])[0]), "PNG")
+
+
+def _smaller(images: Tensor) -> Tensor:
+    return images if images.shape[-1] <= LARGEST else F.interpolate(images.float(), LARGEST, mode="area").round().to(torch.uint8)
 
 
 def _pillow(image: Tensor) -> Image.Image:
@@ -39,6 +45,7 @@ def _uri(image: Image.Image, kind: str) -> str:
 
 def sheet(images: Tensor, columns: int) -> str:
     """Return images (N, C, H, W) uint8 side by side in one JPEG, row after row."""
+    images = _smaller(images)
     n, channels, height, width = images.shape
     rows = -(-n // columns)
     filled = torch.cat([images, images.new_zeros(rows * columns - n, channels, height, width)])
@@ -61,7 +68,7 @@ def filters(weight: Tensor, columns: int = 16) -> str:
     padded = torch.full((rows * columns, channels, height + 1, width + 1), 128, dtype=torch.uint8)
     padded[:out, :, :height, :width] = shown
     grid = padded.view(rows, columns, channels, height + 1, width + 1).permute(2, 0, 3, 1, 4)
-    return picture(grid.reshape(channels, rows * (height + 1), columns * (width + 1)))
+    return _uri(_pillow(grid.reshape(channels, rows * (height + 1), columns * (width + 1))), "PNG")
 
 
 def drawn_views(views: Views, images: Tensor, most: int) -> list[list[str]]:

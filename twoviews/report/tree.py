@@ -23,7 +23,8 @@ def tree(path: Path) -> str:
     recipe = [f"{key}: {stored.get(key)}" for key in ("recipe", "method", "dataset", "backbone", "epochs", "batch_size", "seed")]
     branches: list[Branch] = [("recipe", [(line, []) for line in recipe])]
     if manifest:
-        origin = [manifest["command"], f"commit {manifest.get('commit') or 'not known'}", manifest["machine"], f"started {manifest['started']}"]
+        commit = f"commit {manifest.get('commit') or 'not known'}"
+        origin = [manifest["command"], commit, manifest["machine"], f"started {manifest['started']}"]
         branches.append(("origin", [(line, []) for line in origin]))
     branches += _finished(summary) if summary else [(_progress(path), [])]
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
@@ -34,7 +35,8 @@ def tree(path: Path) -> str:
 def _finished(summary: dict[str, Any]) -> list[Branch]:
     train = summary["train"]
     trained = [
-        f"{train['seconds']:.0f} s at {train['views_per_s']:,.0f} views/s, {train['steps']:,} of {train['planned_steps']:,} steps",
+        f"{train['seconds']:.0f} s at {train['views_per_s']:,.0f} views/s",
+        f"{train['steps']:,} of {train.get('planned_steps', train['steps']):,} steps",
         f"memory {train['peak_bytes'] / 2**30:.2f} GiB",
     ]
     branches: list[Branch] = [("training", [(line, []) for line in trained])]
