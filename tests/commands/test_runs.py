@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from command_helpers import refused
 from twoviews import runs
 from twoviews.cli import main
 from twoviews.probes.protocols import protocol
+from twoviews.runs import formats
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -38,13 +40,13 @@ def headline(path: Path) -> float:
 def test_runs_lists_every_run_and_marks_unfinished_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path, two_seeds: Path) -> None:
     assert main(["runs", f"runs_dir={two_seeds}"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 2
+    assert len(lines) == 1 + 2
     assert all(path.name in "\n".join(lines) for path in two_seeds.iterdir())
     unfinished = runs.create(tmp_path / "runs", "half", "seed: 0\n")
     with runs.RunFolder(unfinished) as folder:
         folder.log([{"step": 6}])
     assert main(["runs", f"runs_dir={tmp_path / 'runs'}"]) == 0
-    assert "unfinished, step 7" in capsys.readouterr().out
+    assert "no: at step 7" in capsys.readouterr().out
     assert "none finished: to finish one: twoviews pretrain resume=" in refused(capsys, "runs", "best", f"runs_dir={tmp_path / 'runs'}")
 
 
@@ -66,7 +68,7 @@ def test_runs_compare_gives_mean_and_sample_deviation_over_seeds(capsys: pytest.
     for form, cell in (("markdown", f"| {expected} |"), ("latex", " " + expected.replace("±", r"$\pm$") + " &")):
         assert main(["runs", "compare", f"runs_dir={two_seeds}", f"format={form}"]) == 0
         assert cell in capsys.readouterr().out, form
-    assert main(["runs", "compare", f"runs_dir={two_seeds}"]) == 0
+    assert main(["runs", "compare", f"runs_dir={two_seeds}", "format=markdown"]) == 0
     head, _, row = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
     assert dict(zip(head, row, strict=False))["seeds"] == "2"
 
@@ -116,7 +118,7 @@ def test_runs_compare_as_csv_joins_different_origins_and_counts_runs(
 def test_runs_best_shows_the_run_with_the_highest_accuracy(capsys: pytest.CaptureFixture[str], two_seeds: Path) -> None:
     assert main(["runs", "best", f"runs_dir={two_seeds}"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 1
+    assert len(lines) == 1 + 1
     shown = next(path for path in two_seeds.iterdir() if path.name in lines[-1])
     assert headline(shown) == max(headline(path) for path in two_seeds.iterdir())
 
@@ -131,3 +133,79 @@ def test_latex_and_csv_are_well_formed(capsys: pytest.CaptureFixture[str], two_s
     assert (lines[0][:15], lines[-1]) == (r"\begin{tabular}", r"\end{tabular}")
     assert len({len(re.findall(r"(?<!\\)&", line)) for line in lines if line.endswith(r"\\")}) == 1
     assert not re.search(r"(?<!\\)[_%#]", "\n".join(lines))
+
+
+# ---- the list: order, filters, width ----
+
+
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    capsys.readouterr()
+    assert main(["runs", *words]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_list_is_sorted_and_filtered(capsys: pytest.CaptureFixture[str], two_seeds: Path) -> None:
+    by_accuracy = sorted(two_seeds.iterdir(), key=headline, reverse=True)
+    lines = shown(capsys, f"runs_dir={two_seeds}", "sort=knn")
+    assert [line.split()[0] for line in lines[1:]] == [path.name for path in by_accuracy]
+    names = [line.split()[0] for line in shown(capsys, f"runs_dir={two_seeds}", "sort=name")[1:]]
+    assert names == sorted(path.name for path in two_seeds.iterdir())
+    for words in (["method=simclr"], ["dataset=fashion_mnist", "recipe=fashion_thin"]):
+        assert len(shown(capsys, f"runs_dir={two_seeds}", *words)) == 3
+    assert "holds no run with method=moco" in refused(capsys, "runs", f"runs_dir={two_seeds}", "method=moco")
+
+
+def test_the_columns_are_aligned_and_fit_the_terminal() -> None:
+    rows = [{"run": "a" * 60, "state": "x", "kNN": "9.1 ± 0.2", "s": "1,234"}, {"run": "b", "state": "yyyy", "kNN": "85.3", "s": "5"}]
+    lines = formats.text(rows, 60).splitlines()
+    assert max(map(len, lines)) == 60
+    assert lines[1].startswith("aaaaaaa") and ".." in lines[1]
+    assert {line.rindex(end) + len(end) for line, end in zip(lines, ("s", "1,234", "5"), strict=True)} == {60}
+    assert lines[1].index("x ") == lines[2].index("yyyy") == lines[0].index("state")
+    assert max(map(len, formats.text(rows, None).splitlines())) > 70
+    assert "9.1 ± 0.2" in formats.text(rows, 10), "columns keep some characters"
+
+
+# ---- one run ----
+
+
+def test_a_run_is_shown_as_a_tree(capsys: pytest.CaptureFixture[str], two_seeds: Path) -> None:
+    path = next(two_seeds.iterdir())
+    lines = shown(capsys, "show", f"run={path.name}", f"runs_dir={two_seeds}")
+    assert lines[0] == str(path)
+    text = "\n".join(lines)
+    for part in ("method: simclr", "accuracy on test", f"{100 * headline(path):.1f} %  kNN k=10", "backbone.safetensors", "commit", "views/s"):
+        assert part in text
+    assert lines[-1].startswith("   └─ ")
+    unfinished = runs.create(two_seeds.parent / "half", "half", "seed: 0\n")
+    assert "not finished: no step done" in "\n".join(shown(capsys, "show", f"run={unfinished}"))
+    assert "expected run=<folder>" in refused(capsys, "runs", "show")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("answer", "gone"), [("yes", True), ("y", False), ("", False)])
+def test_a_run_is_deleted_only_after_a_yes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, two_seeds: Path, answer: str, gone: bool
+) -> None:
+    shutil.copytree(two_seeds, tmp_path / "runs")
+    first, second = sorted((tmp_path / "runs").iterdir())
+    assert "no terminal to ask on: add yes=true" in refused(capsys, "runs", "delete", f"run={first}")
+    monkeypatch.setattr("sys.stdin", Terminal(f"{answer}\n"))
+    assert main(["runs", "delete", f"run={first}"]) == 0
+    assert first.exists() != gone
+    assert second.is_dir()
+    assert len(list((tmp_path / "runs").iterdir())) == 2 - gone
+    assert main(["runs", "delete", f"run={second}", "yes=true"]) == 0
+    assert not second.exists()
+
+
+def test_a_run_in_use_is_not_deleted(capsys: pytest.CaptureFixture[str], tmp_path: Path, two_seeds: Path) -> None:
+    shutil.copytree(two_seeds, tmp_path / "runs")
+    path = next((tmp_path / "runs").iterdir())
+    with runs.RunFolder(path):
+        assert "in use by" in refused(capsys, "runs", "delete", f"run={path}", "yes=true")
+    assert path.is_dir()

@@ -47,7 +47,7 @@ def _compare(paths: list[Path], to: Path) -> int:
     if not to.parent.is_dir():
         raise ValueError(f"to={shown(to)}: there is no folder {shown(to.parent)}: create it first")
     if to.exists() and MARK not in to.read_text(encoding="utf-8", errors="replace")[:1000]:
-        raise ValueError(f"to={shown(to)}: exists and is no page of twoviews report: choose another file with to=")
+        raise ValueError(f"to={shown(to)}: exists and is no page of twoviews report run=a,b: choose another file with to=")
     write_atomic(to, html.comparison(paths).encode(errors="backslashreplace"))
     print(f"comparison of {len(paths)} runs: {to}")
     return 0
