@@ -51,9 +51,7 @@ class Progress:
         contention: says once that other programs use the cores.
     """
 
-    def __init__(
-        self, name: str, total: int, unit: str, *, start: int = 0, scale: float = 1, contention: Contention | None = None
-    ) -> None:
+    def __init__(self, name: str, total: int, unit: str, *, start: int = 0, scale: float = 1, contention: Contention | None = None) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = self.start = start
         self.scale, self.contention = scale, contention

@@ -174,7 +174,14 @@ def test_a_run_is_shown_as_a_tree(capsys: pytest.CaptureFixture[str], two_seeds:
     lines = shown(capsys, "show", f"run={path.name}", f"runs_dir={two_seeds}")
     assert lines[0] == str(path)
     text = "\n".join(lines)
-    for part in ("method: simclr", "accuracy on test", f"{100 * headline(path):.1f} %  kNN k=10", "backbone.safetensors", "commit", "views/s"):
+    for part in (
+        "method: simclr",
+        "accuracy on test",
+        f"{100 * headline(path):.1f} %  kNN k=10",
+        "backbone.safetensors",
+        "commit",
+        "views/s",
+    ):
         assert part in text
     assert lines[-1].startswith("   └─ ")
     unfinished = runs.create(two_seeds.parent / "half", "half", "seed: 0\n")

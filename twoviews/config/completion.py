@@ -41,9 +41,7 @@ def script(shell: str) -> str:
         raise ValueError(f"completion {shell}: expected {' or '.join(SHELLS)}")
     if shell == "fish":
         return _fish()
-    named = "\n".join(
-        f'      {verb}) COMPREPLY=($(compgen -W "{_words(verb)}" -- "$current")) ;;' for verb in VERBS
-    )
+    named = "\n".join(f'      {verb}) COMPREPLY=($(compgen -W "{_words(verb)}" -- "$current")) ;;' for verb in VERBS)
     values = "\n".join(
         f'      {verb}:{key}) COMPREPLY=($(compgen -W "{" ".join(found)}" -- "${{current#*=}}")) ;;'
         for verb in VERBS
@@ -76,5 +74,3 @@ def _fish() -> str:
             if found := _values(verb, key):
                 lines.append(f'complete -c twoviews {seen} -a "{" ".join(f"{key}={value}" for value in found)}"')
     return "\n".join(lines) + "\n"
-
-

@@ -30,23 +30,27 @@ def write(folder: runs.RunFolder, views: Views, data: Dataset) -> None:
         print(f"no report.html: {MISSING}")
         return
     summary, manifest = runs.read_json(folder.path, runs.SUMMARY), runs.read_json(folder.path, runs.MANIFEST)
-    html = _environment(jinja2).get_template("report.html").render(
-        summary=summary,
-        manifest=manifest,
-        run=folder.path.name,
-        in_words=page.in_words(summary),
-        features=features_in_words(summary["diagnostics"]).strip().splitlines(),
-        rows=page.accuracies(summary),
-        table_row=table_row(summary),
-        curves=page.curves(runs.read_metrics(folder.path), summary),
-        map=page.embedding_map(summary, data),
-        neighbours=page.neighbours(summary, data),
-        mistakes=page.mistakes(summary, data),
-        duplicates=page.duplicates(summary, data),
-        confusions=page.confusions(summary, data.classes),
-        views=page.views(views, data.images),
-        filters=_filters(folder.path),
-        config=(folder.path / runs.CONFIG).read_text(encoding="utf-8"),
+    html = (
+        _environment(jinja2)
+        .get_template("report.html")
+        .render(
+            summary=summary,
+            manifest=manifest,
+            run=folder.path.name,
+            in_words=page.in_words(summary),
+            features=features_in_words(summary["diagnostics"]).strip().splitlines(),
+            rows=page.accuracies(summary),
+            table_row=table_row(summary),
+            curves=page.curves(runs.read_metrics(folder.path), summary),
+            map=page.embedding_map(summary, data),
+            neighbours=page.neighbours(summary, data),
+            mistakes=page.mistakes(summary, data),
+            duplicates=page.duplicates(summary, data),
+            confusions=page.confusions(summary, data.classes),
+            views=page.views(views, data.images),
+            filters=_filters(folder.path),
+            config=(folder.path / runs.CONFIG).read_text(encoding="utf-8"),
+        )
     )
     folder.write(runs.REPORT, html)
     print(f"report: {folder.path / runs.REPORT}")
