@@ -61,6 +61,7 @@ def test_every_method_takes_a_step_without_it(name: str) -> None:
     method = contract.tiny(name)
     loss, _ = method(*contract.batch(name))
     loss.backward()
+    method.before_step(torch.tensor(0.5))
     method.after_step(torch.tensor(0.5))
     assert torch.isfinite(loss)
     assert any(p.grad is not None for p in method.parameters())

@@ -24,7 +24,7 @@ BASE = yaml.safe_load((CONFIG_DIR / "base.yaml").read_text(encoding="utf-8"))
 def another_value(key: str) -> Any:
     """Return a value that the key accepts and that `base.yaml` does not have."""
     rule = RULES[key]
-    one = {int: 16, float: 0.25, bool: True, str: "another", dict: {"grayscale": 0.25}}[rule.type]
+    one = {int: 16, float: 0.25, bool: True, str: "another", dict: {"grayscale_p": 0.25}}[rule.type]
     candidates = [*rule.choices, one, not one if rule.type is bool else one, rule.high, [one, one], [one]]
     return next(value for value in candidates if rule.accepts(value) and value != BASE[key])
 

@@ -91,7 +91,8 @@ def test_a_step_lowers_the_loss_of_its_own_batch(name: str) -> None:
 @every_method
 def test_after_a_step_the_state_stays_finite_and_the_next_loss_too(name: str) -> None:
     method, (views, labels, progress) = contract.tiny(name), contract.batch(name)
-    method(views, labels, progress)
+    method(views, labels, progress)[0].backward()
+    method.before_step(progress)
     method.after_step(progress)
     assert all(torch.isfinite(tensor).all() for tensor in method.state_dict().values())
     assert torch.isfinite(method(views, labels, progress)[0])
@@ -126,7 +127,8 @@ def test_features_have_one_row_per_image_and_h_has_embed_dim_columns(name: str) 
 def test_the_state_dict_holds_the_whole_state(name: str) -> None:
     views, labels, progress = contract.batch(name)
     first, second = contract.tiny(name, seed=0), contract.tiny(name, seed=1)
-    first(views, labels, progress)
+    first(views, labels, progress)[0].backward()
+    first.before_step(progress)
     first.after_step(progress)
     second.load_state_dict(first.state_dict())
     for _ in range(2):  # the second loss depends on what the first forward pass wrote, such as a queue
