@@ -36,7 +36,11 @@ def _outside(app: object, name: str, source: list[str]) -> None:
     source[0] = OUTSIDE.sub(lambda found: named(found) if len(found[2]) > 3 * inside or not found[2] else found[0], source[0])
 
 
+def _included(app: object, path: object, parent: str, content: list[str]) -> None:
+    _outside(app, parent, content)
+
+
 def setup(app: object) -> None:
     """Connect what this file adds to Sphinx."""
     app.connect("source-read", _outside)  # type: ignore[attr-defined]
-    app.connect("include-read", lambda app, path, parent, content: _outside(app, parent, content))  # type: ignore[attr-defined]
+    app.connect("include-read", _included)  # type: ignore[attr-defined]

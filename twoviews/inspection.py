@@ -120,7 +120,7 @@ def mistakes(examined: Examined) -> dict[str, Any]:
     """
     own = examined
     k = min(VOTES, len(own.bank))
-    if len(own.bank_labels.unique()) < 2:
+    if len(torch.unique(own.bank_labels)) < 2:
         return {}
     near = own.bank_labels[knn.search(own.bank_h, own.h, k=k, metrics=("cosine",))["cosine"].rows]  # (n, k)
     predicted = near.mode(1).values

@@ -159,7 +159,8 @@ def test_the_columns_are_aligned_and_fit_the_terminal() -> None:
     rows = [{"run": "a" * 60, "state": "x", "kNN": "9.1 ± 0.2", "s": "1,234"}, {"run": "b", "state": "yyyy", "kNN": "85.3", "s": "5"}]
     lines = formats.text(rows, 60).splitlines()
     assert max(map(len, lines)) == 60
-    assert lines[1].startswith("aaaaaaa") and ".." in lines[1]
+    assert lines[1].startswith("aaaaaaa")
+    assert ".." in lines[1]
     assert {line.rindex(end) + len(end) for line, end in zip(lines, ("s", "1,234", "5"), strict=True)} == {60}
     assert lines[1].index("x ") == lines[2].index("yyyy") == lines[0].index("state")
     assert max(map(len, formats.text(rows, None).splitlines())) > 70

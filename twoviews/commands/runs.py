@@ -43,8 +43,8 @@ def run(cfg: Config) -> int:
         raise ValueError(f"runs_dir={folder}: {len(found)} runs, none finished: to finish one: twoviews pretrain resume=<folder>")
     form = cfg.format if cfg.format != "auto" else "markdown" if cfg.view in tables.TABLES else "text"
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    writers = {"markdown": formats.markdown, "csv": formats.csv, "latex": formats.latex, "text": lambda rows: formats.text(rows, width)}
-    print(writers[form](rows))
+    writers = {"markdown": formats.markdown, "csv": formats.csv, "latex": formats.latex}
+    print(formats.text(rows, width) if form == "text" else writers[form](rows))
     return 0
 
 

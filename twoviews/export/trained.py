@@ -66,7 +66,7 @@ class Trained:
     @cached_property
     def embed_dim(self) -> int:
         """D of h."""
-        return [x for x in self.module.state_dict().values() if x.ndim == 1][-1].numel()
+        return int([x for x in self.module.state_dict().values() if x.ndim == 1][-1].numel())
 
 
 def read(run: str, runs_dir: str | Path) -> Trained:

@@ -72,7 +72,7 @@ def comparison(folders: list[Path]) -> str:
         import jinja2
     except ImportError:
         raise ValueError(f"no page: {MISSING}") from None
-    return _environment(jinja2).get_template("compare.html").render(**compare.content(folders))
+    return str(_environment(jinja2).get_template("compare.html").render(**compare.content(folders)))
 
 
 def _environment(jinja2: Any) -> Any:
