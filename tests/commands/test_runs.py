@@ -201,13 +201,13 @@ def test_a_run_is_deleted_only_after_a_yes(
 ) -> None:
     shutil.copytree(two_seeds, tmp_path / "runs")
     first, second = sorted((tmp_path / "runs").iterdir())
-    assert "no terminal to ask on: add yes=true" in refused(capsys, "runs", "delete", f"run={first}")
+    assert "no terminal to ask on: add sure=true" in refused(capsys, "runs", "delete", f"run={first}")
     monkeypatch.setattr("sys.stdin", Terminal(f"{answer}\n"))
     assert main(["runs", "delete", f"run={first}"]) == 0
     assert first.exists() != gone
     assert second.is_dir()
     assert len(list((tmp_path / "runs").iterdir())) == 2 - gone
-    assert main(["runs", "delete", f"run={second}", "yes=true"]) == 0
+    assert main(["runs", "delete", f"run={second}", "sure=true"]) == 0
     assert not second.exists()
 
 
@@ -215,5 +215,5 @@ def test_a_run_in_use_is_not_deleted(capsys: pytest.CaptureFixture[str], tmp_pat
     shutil.copytree(two_seeds, tmp_path / "runs")
     path = next((tmp_path / "runs").iterdir())
     with runs.RunFolder(path):
-        assert "in use by" in refused(capsys, "runs", "delete", f"run={path}", "yes=true")
+        assert "in use by" in refused(capsys, "runs", "delete", f"run={path}", "sure=true")
     assert path.is_dir()

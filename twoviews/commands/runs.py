@@ -28,7 +28,7 @@ def run(cfg: Config) -> int:
         if not cfg.run:
             raise ValueError(f"runs {cfg.view}: expected run=<folder>: twoviews runs lists them")
         path = runs.find(cfg.run, folder)
-        return _show(path) if cfg.view == "show" else _delete(path, sure=cfg.yes)
+        return _show(path) if cfg.view == "show" else _delete(path, sure=cfg.sure)
     complete = cfg.view == "compare" and cfg.format == "csv"
     found, finished = _read(cfg, folder, complete)
     if not found:
@@ -89,7 +89,7 @@ def _delete(path: Path, *, sure: bool) -> int:
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     if not sure:
         if not sys.stdin.isatty():
-            raise ValueError(f"runs delete: {path}: no terminal to ask on: add yes=true")
+            raise ValueError(f"runs delete: {path}: no terminal to ask on: add sure=true")
         if input(f"delete {path} ({size / 2**20:.1f} MB) with its weights? type yes: ").strip() != "yes":
             print("nothing was deleted")
             return 0

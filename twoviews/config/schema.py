@@ -245,7 +245,7 @@ RULES: dict[str, Rule] = {
         view=Rule(str, choices=("list", "best", "compare", "show", "delete", *REFERENCE_TABLES), verbs=("runs",)),
         sort=Rule(str, choices=("time", "name", "knn", "linear", "seconds"), verbs=("runs",)),
         format=Rule(str, choices=("auto", "text", "markdown", "csv", "latex"), verbs=("runs",)),
-        yes=Rule(bool, verbs=("runs",)),
+        sure=Rule(bool, verbs=("runs",)),
         what=Rule(str, choices=("all", *_benchmarks, "epoch"), words=True, verbs=("bench",)),
         small=Rule(bool, verbs=("bench",)),
     ),

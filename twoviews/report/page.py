@@ -33,15 +33,16 @@ def in_words(summary: dict[str, Any]) -> str:
     images = "all images" if summary["train_on"] == "train+val+test" else "the training images"
     text = f"{summary['method']} trained {summary['backbone']} for {summary['epochs']} epochs on {images} of {summary['dataset']}"
     text += f", {labels} labels."
-    knn, pixels, random = (tables.headline(summary, of) for of in ("trained", "raw_pixels", "random_initialisation"))
-    if knn is None:
-        return text
-    baselines = {"of raw pixels": pixels, "of the untrained encoder": random}
-    beside = [f"{name} {100 * value:.1f} %" for name, value in baselines.items() if value is not None]
-    text += f" On {tables.split(summary)}, the ten nearest training images by its features name the right class for {100 * knn:.1f} %"
-    text += f" ({', '.join(beside)})." if beside else "."
-    linear = tables.linear(summary)
-    return text + (f" A linear classifier on its features reaches {100 * linear:.1f} %." if linear is not None else "")
+    for probe, begins in (
+        (tables.headline, f" On {tables.split(summary)}, the ten nearest training images by its features name the right class for"),
+        (tables.linear, " A linear classifier on its features is right for"),
+    ):
+        trained, pixels, random = (probe(summary, of) for of in ("trained", "raw_pixels", "random_initialisation"))
+        if trained is not None:
+            baselines = {"on raw pixels": pixels, "with the untrained encoder": random}
+            beside = [f"{name} {100 * value:.1f} %" for name, value in baselines.items() if value is not None]
+            text += f"{begins} {100 * trained:.1f} % of the images{' (' + ', '.join(beside) + ')' if beside else ''}."
+    return text
 
 
 def accuracies(summary: dict[str, Any]) -> list[dict[str, str]]:

@@ -53,7 +53,7 @@ def sheet(images: Tensor, columns: int) -> str:
     return _uri(_pillow(grid), "JPEG")
 
 
-def filters(weight: Tensor, columns: int = 16) -> str:
+def filters(weight: Tensor, columns: int = 8) -> str:
     """Return the filters of a first convolution in one PNG, each from its lowest value (dark) to its highest (light).
 
     Args:

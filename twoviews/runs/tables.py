@@ -229,9 +229,9 @@ def headline(summary: dict[str, Any], of: str = "trained") -> float | None:
     return _row(summary, of, **_KNN).get("accuracy")
 
 
-def linear(summary: dict[str, Any]) -> float | None:
-    """Return the accuracy of the L-BFGS linear probe on the trained backbone's features, or None."""
-    return _row(summary, **_SOLVED).get("accuracy")
+def linear(summary: dict[str, Any], of: str = "trained") -> float | None:
+    """Return the accuracy of the L-BFGS linear probe, or None."""
+    return _row(summary, of, **_SOLVED).get("accuracy")
 
 
 def percent(value: float | None) -> str:
