@@ -113,7 +113,7 @@ def _matched(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Match:
     fitting = {name: named[name] for name, x in own.items() if name in named and named[name].shape == x.shape}
     shapes = {name: (tuple(named[name].shape), tuple(x.shape)) for name, x in own.items() if name in named and name not in fitting}
     missing = [name for name in own if name not in fitting and not name.endswith(COUNTER)]
-    unused = [name for name in named if name not in own and not name.endswith(COUNTER)]
+    unused = sorted(name for name in named if name not in own and not name.endswith(COUNTER))
     return Match(fitting, prefix, missing, shapes, unused)
 
 

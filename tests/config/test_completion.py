@@ -15,10 +15,10 @@ from twoviews.config.schema import RULES, keys
 
 def offered(line: str, folder: Path) -> list[str]:
     """Return what bash offers at the end of a line."""
-    (folder / "script").write_text(completion.script("bash"))
+    (folder / "script.bash").write_text(completion.script("bash"))
     words = line.split(" ")
     quoted = " ".join(f"'{word}'" for word in words)
-    ask = f"source script; COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; COMP_LINE='{line}'; COMP_POINT={len(line)}"
+    ask = f"source ./script.bash; COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; COMP_LINE='{line}'; COMP_POINT={len(line)}"
     done = subprocess.run(
         ["bash", "-c", f'{ask}; _twoviews; printf "%s\\n" "${{COMPREPLY[@]}}"'], cwd=folder, capture_output=True, text=True, timeout=60
     )
@@ -34,7 +34,7 @@ def test_bash_offers_verbs_keys_and_values(tmp_path: Path) -> None:
     assert offered("twoviews pretrain backbone=thin", tmp_path) == ["thin16", "thin32", "thin64"]
     assert set(offered("twoviews pretrain recipe=", tmp_path)) == set(RULES["recipe"].choices)
     assert offered("twoviews export to=ti", tmp_path) == ["timm"]
-    assert offered("twoviews pretrain data_dir=scr", tmp_path) == ["script"], "files"
+    assert offered("twoviews pretrain data_dir=scr", tmp_path) == ["script.bash"], "files"
     assert offered("twoviews runs comp", tmp_path) == ["compare"]
 
 
