@@ -3,8 +3,10 @@
 What they receive are the rows of `metrics.jsonl`. A resumed run goes on in the same curve: it first sends what the tracker lacks.
 """
 
+import contextlib
 import hashlib
 import importlib
+import io
 import os
 import re
 import shutil
@@ -93,9 +95,11 @@ class Trackio:
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         trackio: Any = importlib.import_module("trackio")
-        self.run = trackio.init(project=PROJECT, name=path.name, config=dict(config), resume="allow", embed=False)
-        found = importlib.import_module("trackio.sqlite_storage").SQLiteStorage.get_logs(PROJECT, path.name)
-        self.last = max((int(row["step"]) for row in found if row.get("step") is not None), default=-1)
+        before = importlib.import_module("trackio.sqlite_storage").SQLiteStorage.get_max_step_for_run(PROJECT, path.name)
+        self.last = -1 if before is None else int(before)
+        options = {"resume": "allow", "embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        with contextlib.redirect_stdout(io.StringIO()):  # how to open its dashboard
+            self.run = trackio.init(project=PROJECT, name=path.name, config=dict(config), **options)
 
     def log(self, rows: Iterable[Row]) -> None:
         """Add rows."""
@@ -108,7 +112,8 @@ class Trackio:
 
     def close(self) -> None:
         """End the run."""
-        self.run.finish()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.run.finish()
 
 
 class MLflow:

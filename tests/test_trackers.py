@@ -1,0 +1,218 @@
+"""Trackers: the curve is complete after a kill and a resume, nothing leaves the machine, and a tracker that fails stops no run."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny as small
+from command_helpers import refused
+
+from twoviews import runs, trackers
+from twoviews.cli import main
+from twoviews.config.schema import TRACKERS
+
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # of the trackers about themselves
+CONFIG = {"recipe": "simclr", "seed": 0}
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Trackers write below a folder of the test alone."""
+    for name in ("WANDB_MODE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "TRACKIO_DIR", "HF_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    monkeypatch.chdir(tmp_path)
+    if "trackio" in sys.modules:
+        for module in [m for name, m in sys.modules.items() if name.startswith("trackio") and hasattr(m, "TRACKIO_DIR")]:
+            monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio_dir")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return runs.create(tmp_path / "runs", "run", "seed: 0\n", "a")
+
+
+def row(step: int) -> dict[str, Any]:
+    return {"step": step, "epoch": step / 10, "loss": 5.0 - step / 100, "lr": 0.1}
+
+
+def rows(first: int, last: int) -> list[dict[str, Any]]:
+    return [row(step) for step in range(first, last)]
+
+
+def curve(name: str, path: Path) -> dict[int, list[float]]:
+    """Return what a tracker has of the loss: {step: values}."""
+    found: dict[int, list[float]] = {}
+    if name == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(path / "tensorboard"), size_guidance={"scalars": 0})
+        events.Reload()
+        pairs = [(event.step, event.value) for event in events.Scalars("loss")]
+    elif name == "mlflow":
+        mlflow = importlib.import_module("mlflow")
+        client = mlflow.MlflowClient(f"sqlite:///{path.parent.resolve() / 'mlflow.db'}")
+        (run,) = client.search_runs([client.get_experiment_by_name(trackers.PROJECT).experiment_id])
+        pairs = [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, "loss")]
+    else:
+        storage = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
+        pairs = [(one["step"], one["loss"]) for one in storage.get_logs(trackers.PROJECT, path.name) if "loss" in one]
+    for step, value in pairs:
+        found.setdefault(int(step), []).append(float(value))
+    return found
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "trackio", "mlflow"])
+def test_the_curve_is_complete_after_a_kill_and_a_resume(name: str, folder: Path) -> None:
+    with runs.RunFolder(folder) as run:
+        first = trackers.Followers([name], run, CONFIG)
+        run.listeners.append(first.log)
+        run.log(rows(0, 60))
+        run.log(rows(60, 110))
+        first.close()  # what was sent has arrived; a kill can lose what follows
+        run.listeners.clear()
+        run.log(rows(110, 120))  # written, and killed before it was sent
+    with runs.RunFolder(folder) as run:
+        run.truncate_metrics(115)  # back to the checkpoint
+        second = trackers.Followers([name], run, CONFIG)
+        run.listeners.append(second.log)
+        run.log(rows(115, 150))
+        run.log(rows(150, 160))
+        second.finish({"test kNN k=10 (h, cosine)": 0.5})
+        second.close()
+    found = curve(name, folder)
+    assert sorted(found) == list(range(160))
+    assert {step: values for step, values in found.items() if len(values) > 1} == {}
+    assert all(values == [pytest.approx(row(step)["loss"])] for step, values in found.items())
+
+
+@pytest.mark.parametrize("name", ["trackio", "mlflow"])
+def test_what_was_sent_beyond_the_checkpoint_is_not_sent_again(name: str, folder: Path) -> None:
+    with runs.RunFolder(folder) as run:
+        first = trackers.Followers([name], run, CONFIG)
+        run.listeners.append(first.log)
+        run.log(rows(0, 100))
+        first.close()
+    with runs.RunFolder(folder) as run:
+        run.truncate_metrics(60)
+        second = trackers.Followers([name], run, CONFIG)
+        run.listeners.append(second.log)
+        for start in range(60, 140, 20):
+            run.log(rows(start, start + 20))
+        second.close()
+    assert {step: len(values) for step, values in curve(name, folder).items()} == dict.fromkeys(range(140), 1)
+
+
+class Wandb:
+    """A stand-in for the module: a server that ignores steps that it has, as Weights & Biases does."""
+
+    def __init__(self, *, online: bool) -> None:
+        self.online, self.received, self.options = online, Counter(), []  # type: ignore[var-annotated]
+        self.ended = 0
+
+    def init(self, **options: Any) -> Any:
+        self.options.append(options)
+        step = max(self.received, default=-1) + 1 if self.online and options["resume"] else 0
+        return SimpleNamespace(step=step, log=self._log, summary={}, finish=self._finish)
+
+    def _log(self, values: dict[str, float], step: int) -> None:
+        assert set(values) == {"epoch", "loss", "lr"}
+        self.received[step] += 1
+
+    def _finish(self) -> None:
+        self.ended += 1
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_weights_and_biases_gets_every_step_under_one_identity(online: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Wandb(online=online)
+    monkeypatch.setitem(sys.modules, "wandb", there)
+    if online:
+        monkeypatch.setenv("WANDB_MODE", "online")
+    for first, last in ((0, 80), (60, 120)):
+        with runs.RunFolder(folder) as run:
+            run.truncate_metrics(first)
+            followers = trackers.Followers(["wandb"], run, CONFIG)
+            run.listeners.append(followers.log)
+            run.log(rows(first, last))
+            followers.close()
+    assert sorted(there.received) == list(range(120))
+    assert len({options["id"] for options in there.options}) == 1
+    assert [options["mode"] for options in there.options] == ["online" if online else "offline"] * 2
+    assert there.ended == 2
+    if online:
+        assert set(there.received.values()) == {1}
+
+
+def test_weights_and_biases_itself_writes_offline(folder: Path) -> None:
+    with runs.RunFolder(folder) as run:
+        followers = trackers.Followers(["wandb"], run, CONFIG)
+        run.listeners.append(followers.log)
+        run.log(rows(0, 50))
+        followers.finish({"test kNN": 0.5})
+        followers.close()
+        assert followers.open
+    (written,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    assert written.read_bytes().count(b"loss") >= 50
+
+
+class Broken:
+    """A tracker that fails in one of its calls."""
+
+    def __init__(self, where: str) -> None:
+        self.where, self.last = where, -1
+        self.fail("open")
+
+    def fail(self, where: str) -> None:
+        if where == self.where:
+            raise ConnectionError("the server\nis down")
+
+    def log(self, rows: Any) -> None:
+        self.fail("log")
+
+    def finish(self, results: Any) -> None:
+        self.fail("finish")
+
+    def close(self) -> None:
+        self.fail("close")
+
+
+@pytest.mark.parametrize("where", ["open", "log", "finish", "close"])
+def test_a_tracker_that_fails_stops_no_run_and_is_named_once(
+    where: str, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fast: None
+) -> None:
+    monkeypatch.setitem(trackers.KINDS, "wandb", lambda path, config: Broken(where))
+    words = small.words(few, tmp_path / "all", "track=wandb", "max_steps=4", "probe_every=0.5", batch=small.FEW_BATCH)
+    assert main(["pretrain", *words]) == 0
+    out = capsys.readouterr().out
+    assert out.count("track=wandb: left out from now on (the server is down); metrics.jsonl has everything") == 1
+    assert len(runs.read_metrics(small.only_run(tmp_path / "all"))) == 4
+
+
+def test_a_run_is_followed_from_the_command_line(few: Path, tmp_path: Path, fast: None) -> None:
+    words = small.words(few, tmp_path / "all", "track='tensorboard,mlflow'", "max_steps=3", batch=small.FEW_BATCH)
+    assert main(["pretrain", *words]) == 0
+    path = small.only_run(tmp_path / "all")
+    for name in ("tensorboard", "mlflow"):
+        assert sorted(curve(name, path)) == [0, 1, 2], name
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_any_work(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    for name in TRACKERS:
+        said = refused(capsys, "pretrain", *small.words(few, tmp_path / "all", f"track={name}"))
+        assert f"track={name}: {name} is not installed: pip install 'twoviews[{name}]'" in said
+    assert "track expects" in refused(capsys, "pretrain", *small.words(few, tmp_path / "all", "track=comet"))
+    assert not (tmp_path / "all").exists()
