@@ -172,7 +172,7 @@ def test_workers_and_keys_of_another_script_are_accepted_with_a_line(capsys: pyt
         ("moco.py", "moco_kk=4096", "did you mean moco_k?"),
         ("simclr.py", "projection_dm=64", "did you mean projection_dim?"),
         ("simclr.py", "finetune_epoch=1", "did you mean finetune_epochs?"),
-        ("moco.py", "moco_k=0", "moco_k=0: queue_size expects an integer in [1, 10000000]"),
+        ("moco.py", "moco_k=0", "moco_k=0: queue_size expects an integer in [1, 10000000] or null"),
         ("moco.py", "moco_t=-1", "moco_t=-1: temperature expects"),
         ("simclr.py", "finetune_epochs=none", "finetune_epochs=none: probe_epochs expects"),
         ("simclr_lin.py", "epochs=0", "epochs=0: epochs expects"),

@@ -85,7 +85,7 @@ def cases() -> list[dict[str, Any]]:
         new = {key for key in known - {"hydra", "recipe"} if (verb, key) not in seen}
         seen |= {(verb, key) for key in new}
         for key in sorted(new):
-            value = {bool: "true", int: "1", float: "1", str: "a"}[RULES[key].type]
+            value = {bool: "true", int: "1", float: "1", str: "a", dict: "[{blur_p:1},{}]"}[RULES[key].type]
             wrong = [("typo", f"{typo}={value}") for typo in typos(key, known)]
             wrong += [("sign", f"{sign}{key}={value}") for sign in ("+", "++", "-", "--")] + [
                 ("sign", f"~{key}"),

@@ -31,9 +31,9 @@ def test_s1_a_signal_in_a_probe_between_two_saves_ends_the_next_step(
 ) -> None:
     real = train.monitor
 
-    def signalled(*args: Any) -> Any:
+    def signalled(*args: Any, **more: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args)
+        return real(*args, **more)
 
     monkeypatch.setattr(train, "monitor", signalled)
     words = ["epochs=4", "checkpoint_every=4", "probe_every=1"]

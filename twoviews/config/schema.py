@@ -174,7 +174,7 @@ RULES: dict[str, Rule] = {
         output_bn=Rule(bool),
         one_forward=Rule(bool),
         temperature=Rule(float, 0, 1000, above=True),
-        queue_size=Rule(int, 0, 10_000_000),
+        queue_size=Rule(int, 1, 10_000_000, null=True),
         ema_decay=_probability,
         ema_decay_end=_probability,
         predictor_dims=Rule(int, 1, 65_536, items=0),

@@ -24,7 +24,7 @@ class SwAV(WithProjector):
     Args:
         num_images, num_full_views, batch_size, prototypes: training images, views of the largest size, N and K.
         temperature: of the prediction, > 0; sinkhorn_temperature, sinkhorn_iterations: of the assignments (in the paper 0.05 and 3).
-        queue_size: projections of earlier images that are assigned too, so that a small batch can use all prototypes; 0: none.
+        queue_size: projections of earlier images that are assigned too, so that a small batch can use all prototypes; None: none.
         queue_from, freeze_until: shares of the run from which the queue counts, and until which the prototypes are frozen.
         one_forward, projector: all views of one size in one forward pass (authors' code); see `WithProjector`.
     """
@@ -39,7 +39,7 @@ class SwAV(WithProjector):
         temperature: float,
         sinkhorn_temperature: float,
         sinkhorn_iterations: int,
-        queue_size: int,
+        queue_size: int | None,
         queue_from: float,
         freeze_until: float,
         one_forward: bool,

@@ -52,7 +52,7 @@ def cosine_ramp(start: float, end: float, progress: Tensor) -> Tensor:
     return end - (end - start) * (torch.cos(torch.pi * progress) + 1) / 2
 
 
-def check_queue(size: int, least: int, images: int) -> None:
+def check_queue(size: int | None, least: int, images: int) -> None:
     """Refuse a queue that cannot hold the keys of a step, or would always hold an old key of the query's own image.
 
     Args:
@@ -63,8 +63,8 @@ def check_queue(size: int, least: int, images: int) -> None:
     Raises:
         ValueError: if it is too short or too long.
     """
-    if not least <= size <= images:
-        raise ValueError(f"queue_size={size}: expected {least} (the keys of a step) to {images} (the images)")
+    if size is None or not least <= size <= images:
+        raise ValueError(f"queue_size={'null' if size is None else size}: expected {least} (the keys of a step) to {images} (the images)")
 
 
 class Queue(nn.Module):
