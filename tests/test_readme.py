@@ -67,6 +67,7 @@ RUN = (
     "README.md",
     "RESULTS.md",
     *(f"docs/{name}.md" for name in ("architecture", "getting-started", "own-images", "protocols", "reliability")),
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs/examples").glob("*.md"))),
 )
 
 
@@ -78,7 +79,7 @@ def test_k1_every_command_of_a_page_for_users_runs(
     for name in ("fashion_mini", "cifar100"):
         monkeypatch.setitem(READERS, name, lambda data_dir: cut_mini())
     tree, runs_dir = image_tree(tmp_path / "tree"), tmp_path / "runs"
-    verbs = ("pretrain", "data", "evaluate", "embed", "runs", "report", "doctor")
+    verbs = ("pretrain", "data", "evaluate", "embed", "export", "runs", "report", "doctor")
     text = (ROOT / page).read_text(encoding="utf-8")
     found = [words for program, *words in pages.commands(text) if program == "twoviews" and words[0] in verbs]
     found.sort(key=lambda words: (words[0] != "pretrain", any(word.startswith("resume=") for word in words)))  # the others need a run
@@ -97,6 +98,10 @@ def test_k1_every_command_of_a_page_for_users_runs(
             changes |= {"queue_size": "18", "bn_splits": "4"} if any(word.startswith("recipe=moco") for word in rest) else {}
         elif "transfer=folder" in rest or verb in ("data", "embed"):
             changes["data_dir"] = str(tree)
+        if verb == "export":
+            changes["export_dir"] = str(tmp_path / f"{len(done)}")
+        if verb == "report" and "to" in given:
+            changes["to"] = str(tmp_path / f"{len(done)}.html")
         if verb in ("data", "embed"):
             file = Path(next((word for word in rest if word.startswith("to=")), f"to=a{'.npz' if verb == 'embed' else '.png'}")[3:])
             changes["to"] = str(tmp_path / f"{len(done)}{file.suffix}")
@@ -108,6 +113,19 @@ def test_k1_every_command_of_a_page_for_users_runs(
             assert main(argv) == 0, [verb, *rest]
             done.append(argv)
     assert done
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/examples").glob("*.md")), ids=lambda path: path.stem)
+def test_the_python_code_of_an_example_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    here: dict[str, Any] = {}
+    for snippet in pages.blocks(page.read_text(encoding="utf-8"), "python"):
+        exec(compile(snippet, page.name, "exec"), here)
+    if "classifier" in here:
+        assert here["classifier"].score(here["cells"].test_images, here["cells"].test_labels) > 0.75
+    if page.stem == "own-images":
+        assert len(list((tmp_path / "photos").glob("*/*.png"))) == 2000
 
 
 def test_k1_every_command_of_the_reference_projects_is_shown_and_accepted() -> None:

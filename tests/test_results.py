@@ -11,7 +11,7 @@ import pages
 import pytest
 from pages import RESULTS, ROOT, Block, accept_any, anchors, commands, links, missing, page_blocks, select
 
-PAGES = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "docs").rglob("[!_]*.md"))]
 TABLES = sorted(RESULTS.glob("*.csv"))
 OF_RUNS = "recipe,data,split,method,uses_labels,backbone,epochs,batch,protocol,features,of,mean,std,runs,seeds,training_s,views_per_s"
 ORIGIN = ("commit", "machine", "torch", "command")
@@ -201,7 +201,7 @@ def broken_links(path: Path, text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), RESULTS / "README.md"], ids=name)
+@pytest.mark.parametrize("path", [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("[!_]*.md")), RESULTS / "README.md"], ids=name)
 def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
     assert broken_links(path, path.read_text(encoding="utf-8")) == []
 

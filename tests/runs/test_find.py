@@ -38,3 +38,12 @@ def test_weights_of_an_epoch_are_found_or_the_saved_epochs_named(tmp_path: Path)
     assert runs.epoch_file(tmp_path, 10) == tmp_path / "epoch-10.safetensors"
     with pytest.raises(ValueError, match=r"load_epoch=3: .*saved epochs: 2, 10"):
         runs.epoch_file(tmp_path, 3)
+
+
+def test_the_end_of_a_name_is_enough_where_one_run_alone_has_it(tmp_path: Path) -> None:
+    cold, warm = (runs.create(tmp_path, "recipe", "seed: 0\n", name) for name in ("a-cold", "b-warm"))
+    assert (runs.find("cold", tmp_path), runs.find("a-cold", tmp_path), runs.find("warm", tmp_path)) == (cold, cold, warm)
+    runs.create(tmp_path, "other", "seed: 0\n", "a-cold")
+    for name in ("cold", "old", ""):
+        with pytest.raises(ValueError, match="no such run folder"):
+            runs.find(name, tmp_path)

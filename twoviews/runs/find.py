@@ -12,7 +12,8 @@ def find(run: str, runs_dir: Path, *, key: str = "run", also: str = "", **like: 
     """Return the folder of a run.
 
     Args:
-        run: a folder, a name under `runs_dir`, or `latest`: the newest finished run there.
+        run: a folder, a name under `runs_dir`, the end of a name after a `-` (a `run_id`) that one run alone has, or `latest`: the
+            newest finished run there.
         key: that the user typed, for errors.
         also: what else the key takes, for errors.
         like: keys and values that the run's configuration must have.
@@ -21,7 +22,8 @@ def find(run: str, runs_dir: Path, *, key: str = "run", also: str = "", **like: 
         ValueError: if there is none, with the runs that exist.
     """
     if run != "latest":
-        for path in (Path(run), runs_dir / run):
+        ending = [path for path in folders(runs_dir) if path.name.endswith(f"-{run}")] if "/" not in run else []
+        for path in (Path(run), runs_dir / run, *(ending if len(ending) == 1 else [])):
             if (path / CONFIG).is_file():
                 config = read_config(path)
                 other = [f"{name}={config.get(name)}, not {value}" for name, value in like.items() if config.get(name) != value]
