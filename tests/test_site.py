@@ -1,0 +1,24 @@
+"""The documentation site builds without a warning, and has every page."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.long
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(tmp_path / "trees")]
+    done = subprocess.run([*command, str(ROOT / "docs"), str(tmp_path / "html")], capture_output=True, text=True, timeout=280, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    pages = {str(path.relative_to(ROOT / "docs").with_suffix("")) for path in (ROOT / "docs").rglob("[!_]*.md")}
+    built = {str(path.relative_to(tmp_path / "html").with_suffix("")) for path in (tmp_path / "html").rglob("*.html")}
+    assert pages <= built
+    api = (tmp_path / "html/api.html").read_text(encoding="utf-8")
+    for name in ("pretrain", "Embedder", "nt_xent", "Views"):
+        assert f"{name}</span>" in api
