@@ -2,16 +2,17 @@
 
     python scripts/methods_table.py tune  --data data/cifar10-jpeg   # rate and one key of each method, by kNN on val
     python scripts/methods_table.py train --data data/cifar10-jpeg   # three seeds, with what was chosen
-    python scripts/methods_table.py write                            # results/methods_thin.csv
+    python scripts/methods_table.py write --data data/cifar10-jpeg   # trains what is missing, then results/methods_thin.csv
 
-Every run has a `run_id`: the same command goes on where it stopped. Each method has five trials of three epochs: three rates, then two
-other values of its key at the best rate. `train` reads the test set once per run.
+Every run has a `run_id`: the same command goes on where it stopped. Each method has five trials of two epochs: three rates, then two
+other values of its key at the best rate. `train` trains seed 0 of all methods, then seed 1, then seed 2. Each run reads the test set once.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from statistics import mean, stdev
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-SEEDS, EPOCHS, TUNING_EPOCHS = (0, 1, 2), 15, 3
+SEEDS, EPOCHS, TUNING_EPOCHS = (0, 1, 2), 10, 2
 RATES = (0.05, 0.1, 0.2)  # of Muon, for a batch of 256
 KEYS: dict[str, tuple[str, tuple[Any, ...]]] = {  # of each recipe: its most important key, and values beside the recipe's own
     "cifar_thin": ("temperature", (0.2, 0.5)),
@@ -123,7 +124,8 @@ def row(recipe: str, changes: dict[str, Any], found: list[dict[str, Any]]) -> di
         out[name] = round(mean(numbers), 2)
         out[f"{name}_std"] = round(stdev(numbers), 2) if len(numbers) > 1 else ""
     manifest = found[0]["manifest"]
-    command = f"twoviews pretrain recipe={recipe} epochs={EPOCHS} data_dir=data/cifar10-jpeg {' '.join(words)} seed=0,1,2 --multirun"
+    command = f"twoviews pretrain recipe={recipe} epochs={EPOCHS} probe_every=0 data_dir=data/cifar10-jpeg {' '.join(words)}"
+    command += f" seed={','.join(str(summary['seed']) for summary in found)} --multirun"
     origin = {"commit": manifest["commit"], "machine": manifest["machine"], "precision": manifest["precision"]}
     return out | origin | {"torch": manifest["versions"]["torch"], "command": command}
 
@@ -134,21 +136,23 @@ def main() -> None:
     parser.add_argument("--data", help="folder of CIFAR-10")
     parser.add_argument("--runs", type=Path, help="folder of the run folders; by default runs/methods_thin")
     parser.add_argument("--only", nargs="*", default=list(KEYS), help="recipes")
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--to", type=Path, help="file to write; by default results/methods_thin.csv")
     parser.add_argument("--small", action="store_true", help="a trial on the bundled data")
     given = parser.parse_args()
     folder = given.runs or ROOT / ("runs/methods_trial" if given.small else "runs/methods_thin")
     to = given.to or (folder / "methods_trial.csv" if given.small else ROOT / "results/methods_thin.csv")
-    every, rows = Runs(folder, given.data, small=given.small), []
-    for recipe in given.only:
-        changes = every.tuned(recipe)
-        if given.what != "tune":
-            words = [word(name, value) for name, value in changes.items()]
-            epochs = f"epochs={TUNING_EPOCHS if given.small else EPOCHS}"
-            names = [f"train-{recipe}-{seed}".replace("_", "-") for seed in SEEDS]
-            found = [every.summary(recipe, name, epochs, f"seed={seed}", *words) for name, seed in zip(names, SEEDS, strict=True)]
-            rows.append(row(recipe, changes, found))
+    every = Runs(folder, given.data, small=given.small)
+    chosen = {recipe: every.tuned(recipe) for recipe in given.only}
+    if given.what == "tune":
+        return
+    found: dict[str, list[dict[str, Any]]] = {recipe: [] for recipe in given.only}
+    for seed, recipe in itertools.product(given.seeds, given.only):
+        words = [f"epochs={TUNING_EPOCHS if given.small else EPOCHS}", f"seed={seed}", "probe_every=0"]
+        words += [word(name, value) for name, value in chosen[recipe].items()]
+        found[recipe].append(every.summary(recipe, f"train-{recipe}-{seed}".replace("_", "-"), *words))
     if given.what == "write":
+        rows = [row(recipe, chosen[recipe], found[recipe]) for recipe in given.only]
         with to.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()

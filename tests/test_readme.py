@@ -41,6 +41,10 @@ def test_the_readme_shows_the_main_verbs() -> None:
     assert {"data", "pretrain", "embed", "runs"} <= verbs
 
 
+def test_the_readme_has_at_most_120_lines() -> None:
+    assert len(TEXT.splitlines()) <= 120
+
+
 def test_k1_every_command_of_the_readme_is_accepted() -> None:
     refused = []
     for words in lines("twoviews"):

@@ -39,6 +39,25 @@ def test_a_collapse_is_reported_while_it_happens(
     assert healthy["z_rankme"] > 2 > collapsed["z_rankme"]
 
 
+def test_a_collapse_is_looked_for_in_views_and_accuracy_in_whole_images(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = build.build(config.load("pretrain", [*tiny, "view_sizes=[12,12]"]))
+    seen: dict[str, set[int]] = {"h": set(), "z": set()}
+
+    class Sees(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen[self.name].add(x.shape[-1])
+            return x.flatten(1)
+
+    monkeypatch.setattr(parts.method, "modules_to_probe", lambda: {"h": Sees("h"), "z": Sees("z")})
+    with Progress("train", 5, "views") as bar:
+        train.monitor(parts, bar, 5, advice="")
+    assert seen == {"h": {28}, "z": {12}}
+
+
 def test_a_group_with_constant_lr_keeps_the_peak_rate(tiny: list[str]) -> None:
     cfg = config.load("pretrain", tiny)
     parts = build.build(cfg)

@@ -25,7 +25,7 @@ from twoviews.methods.base import Method
 from twoviews.models.batchnorm import sync_batchnorm
 from twoviews.models.resnet import build_backbone, whiten_stem
 from twoviews.pretrained import BUNDLED
-from twoviews.probes.embed import embed
+from twoviews.probes.embed import CHUNK, embed, frozen
 from twoviews.rng import seeded
 from twoviews.runs import weights
 from twoviews.views import Views
@@ -63,6 +63,17 @@ class Parts:
             return embed(module, part, mean=self.views.mean, std=self.views.std, device=device, autocast=autocast, name=name)
 
         return distributed.in_parts(of, images)
+
+    def views_of(self, images: Tensor, *, seed: int, step: int) -> list[Tensor]:
+        """Return the views (n, C, h, w) of images, as training draws them."""
+        u = self.views.draw(seed, step, len(images)).to(self.machine.device, self.machine.dtype)
+        return make_views(self.machine, self.views)(images.to(self.machine.device), u)
+
+    @torch.no_grad()
+    def embed_view(self, module: nn.Module, view: Tensor) -> Tensor:
+        """Return features (n, D) float32 of one view (n, C, h, w) by a frozen module of this run."""
+        with frozen(module), self.machine.autocast():
+            return torch.cat([module(x).float() for x in torch.split(view, CHUNK)]).cpu()
 
 
 def build(cfg: Config, data: Arrays | None = None, *, trains: bool = True) -> Parts:

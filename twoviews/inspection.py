@@ -14,7 +14,7 @@ from twoviews.config import Config
 from twoviews.data.duplicates import near_images
 from twoviews.probes import knn
 from twoviews.probes.diagnostics import alignment, rankme, spread, uniformity
-from twoviews.probes.embed import CHUNK, frozen, pixels
+from twoviews.probes.embed import pixels
 from twoviews.rng import permutation
 
 DIAGNOSED = 2000  # images that `diagnose` uses
@@ -39,23 +39,20 @@ def inspect(cfg: Config, parts: build.Parts) -> dict[str, Any]:
 
 @torch.no_grad()
 def diagnose(cfg: Config, parts: build.Parts) -> dict[str, dict[str, float]]:
-    """Return statistics of the trained method's h and z, on images of `Parts.sample` and on two views of each.
+    """Return statistics of the trained method's features, on images of `Parts.sample`: h of whole images, z of the first view of each.
 
     Returns:
         {features: {dims, std, rankme, uniformity, alignment}}, alignment only if the recipe has two views.
     """
-    images = parts.sample(DIAGNOSED).to(parts.machine.device)
-    unseen = cfg.epochs * parts.steps_per_epoch  # the first step after the run
-    u = parts.views.draw(cfg.seed, unseen, len(images)).to(images.device, parts.machine.dtype)
-    views = build.make_views(parts.machine, parts.views)(images, u)[:2]
+    images = parts.sample(DIAGNOSED)
+    views = parts.views_of(images, seed=cfg.seed, step=cfg.epochs * parts.steps_per_epoch)[:2]  # of the first step after the run
     statistics = {}
     for name, module in parts.method.modules_to_probe().items():
-        z = parts.embed(module, images, f"diagnose, {name}")
-        statistics[name] = {"dims": float(z.shape[1]), "std": spread(z), "rankme": rankme(z), "uniformity": uniformity(z)}
+        of_views = [parts.embed_view(module, view) for view in views]
+        x = of_views[0] if name == "z" else parts.embed(module, images, f"diagnose, {name}")
+        statistics[name] = {"dims": float(x.shape[1]), "std": spread(x), "rankme": rankme(x), "uniformity": uniformity(x)}
         if len(views) == 2:
-            with frozen(module), parts.machine.autocast():
-                a, b = (torch.cat([module(x).float() for x in torch.split(view, CHUNK)]) for view in views)
-            statistics[name]["alignment"] = alignment(a, b)
+            statistics[name]["alignment"] = alignment(*of_views)
     return statistics
 
 

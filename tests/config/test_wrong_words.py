@@ -20,7 +20,7 @@ from twoviews.config.hints import ELSEWHERE, hint
 from twoviews.config.schema import RULES
 
 RECIPES = RULES["recipe"].choices
-ONE_PER_METHOD = ("cifar_thin", "moco_thin", "supervised")
+ONE_PER_METHOD = ("cifar_thin", *(name for name in RECIPES if name.endswith("_thin") and name != "cifar_thin"), "supervised")
 COMMANDS = [("pretrain", f"recipe={name}") for name in ONE_PER_METHOD] + [(verb, "") for verb in config.VERBS if verb != "pretrain"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import processes
@@ -48,7 +49,8 @@ def test_p1_with_one_batchnorm_gradients_and_weights_are_those_of_one_process(co
         torch.testing.assert_close(part["loss"], whole["loss"], rtol=1e-12, atol=0)
         assert len(part["gradients"]) == len(whole["gradients"]) > 5
         for name, gradient in whole["gradients"].items():
-            assert (part["gradients"][name] - gradient).abs().max() <= 1e-9 * gradient.abs().max(), f"{case}: {name}"
+            difference = (part["gradients"][name] - gradient).abs().max()
+            assert difference <= 1e-9 * gradient.abs().max() + 1e-15, f"{case}: {name}"  # before a BatchNorm, a bias has none but rounding
         for name, tensor in whole["state"].items():
             difference = (part["state"][name].double() - tensor.double()).abs().max()
             assert difference <= 1e-6 * tensor.double().abs().max() + 1e-12, f"{case}: {name}"  # a mean that is 0 but for rounding
@@ -63,7 +65,7 @@ def test_p2_with_a_batchnorm_of_each_process_all_still_agree(one: dict[str, Any]
     for case in one:
         same = case == "moco"  # its sub-batches are those of one process
         assert (found[0][case]["losses"] == pytest.approx(one[case]["losses"], rel=1e-9)) == same, case
-        assert found[0][case]["losses"] == pytest.approx(one[case]["losses"], rel=0.2, abs=0.2), case  # losses by cosines are near 0
+        assert mean(found[0][case]["losses"]) == pytest.approx(mean(one[case]["losses"]), rel=0.1), case
     # two processes are two sub-batches, and keys are computed in the other one than their queries
     two_parts = processes.run(1, "steps.py", tmp_path, "true", "2")[0]["moco"]["losses"]
     assert found[0]["moco, whole batch"]["losses"] == pytest.approx(two_parts, rel=1e-9)

@@ -136,6 +136,13 @@ def test_whitening_solves_for_the_rows_with_the_cholesky_factor() -> None:
     same((weight * whitened(z, 6, 0.1)).sum(), (weight * (torch.linalg.inv(factor) @ x.T).T).sum(), z)
 
 
+def test_float32_rows_are_whitened_although_their_variances_differ_by_ten_billion() -> None:
+    z = normal(32, 4).float() * torch.tensor([1e-2, 1e3, 1.0, 10.0])
+    rows = whitened(z, 32, 0.0)
+    assert rows.dtype == torch.float32
+    torch.testing.assert_close(rows.T @ rows / 31, torch.eye(4), atol=1e-4, rtol=0)
+
+
 def test_a_singular_covariance_gives_no_numbers_unless_the_identity_is_added() -> None:
     z = normal(12, 4)
     z[6:, 1] = 2.0  # a dimension of the second sub-batch is constant

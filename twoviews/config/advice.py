@@ -16,7 +16,7 @@ AGAINST_COLLAPSE = {
     "dino": "lower teacher_temperature, or raise centre_decay or ema_decay",
     "barlow_twins": "lower learning_rate, or raise batch_size",
     "vicreg": "raise variance, or lower invariance or learning_rate",
-    "wmse": "raise whitening_size, or lower out_dim",
+    "wmse": "set whitening_eps=0, raise whitening_size, or lower out_dim",
 }
 
 

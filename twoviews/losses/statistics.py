@@ -64,13 +64,14 @@ def whitened(z: Tensor, size: int, eps: float) -> Tensor:
         eps: weight of the identity in the covariance, in [0, 1): the Cholesky decomposition of a singular matrix fails.
 
     Returns:
-        (N, D) in float32 (float64 for float64 input); NaN where the covariance of a sub-batch is singular.
+        (N, D) in float32 (float64 for float64 input); NaN where the covariance of a sub-batch is singular. Computed in float64 where
+        the device has it: in float32 a covariance whose eigenvalues differ by 1e7 is singular.
     """
     with without_autocast(z.device):
-        x = exact(z).view(-1, size, z.shape[1])  # (parts, size, D)
+        x = (exact(z) if z.device.type == "mps" else z.double()).view(-1, size, z.shape[1])  # (parts, size, D)
         x = x - x.mean(1, keepdim=True)
         identity = torch.eye(x.shape[2], device=x.device, dtype=x.dtype)
         factor, failed = torch.linalg.cholesky_ex((1 - eps) * (x.mT @ x / (size - 1)) + eps * identity)  # does not wait for the device
         factor = torch.where(failed[:, None, None] == 0, factor, torch.nan)
         rows: Tensor = torch.linalg.solve_triangular(factor, x.mT, upper=False).mT
-        return rows.reshape(z.shape)
+        return rows.reshape(z.shape).to(exact(z).dtype)

@@ -1,7 +1,8 @@
 """W-MSE (Ermolov et al. 2021, https://arxiv.org/abs/2007.06346): whitened views of an image are equal; whitening prevents a collapse.
 
 Differences from the authors' code: sub-batches are consecutive rows, because the batch is already in random order, so every image
-meets others in each epoch. `whitening_eps` adds a part of the identity to the covariance, whose decomposition fails if it is singular.
+meets others in each epoch, and z is whitened in float64. `whitening_eps` adds a part of the identity to a covariance that is singular.
+The loss then no longer prevents a collapse: directions in which z varies less are not whitened. So the recipes have 0.
 """
 
 from itertools import combinations
