@@ -14,7 +14,7 @@ demo: .venv/.demo  ## SimCLR on the bundled blood cells, evaluation and report.h
 	@echo "  twoviews pretrain recipe=cifar_thin   CIFAR-10, downloaded once; about ten minutes on two cores"
 	@echo "  twoviews pretrain recipe=cifar_thin dataset=folder data_dir=my_images image_size=32"
 	@echo "  twoviews evaluate probes=reference    evaluate this run by more probes"
-	@echo "  twoviews pretrain --help              every key, recipe, method, data set and backbone"
+	@echo "  twoviews pretrain --help              all recipes, methods, data sets and backbones"
 
 check: lint types  ## for every commit: lint, types and the fast tests, under 90 s on two cores
 	$(PYTEST) -m "not slow and not long"

@@ -2,6 +2,7 @@
 
 import re
 from importlib import metadata
+from pathlib import Path
 
 project = "TwoViews"
 author = "The TwoViews developers"
@@ -28,6 +29,8 @@ def _outside(app: object, name: str, source: list[str]) -> None:
 
     def named(found: re.Match[str]) -> str:
         path = found[3].partition("#")[0]
+        if not found[2] and ((Path(__file__).parent / name).parent / path).is_file():
+            return found[0]  # a page of the site
         page = {"RESULTS.md": "results.md", "README.md": "index.md"}.get(path)
         depth = "../" * name.count("/")
         return f"[{found[1]}]({depth}{page})" if page else f"{found[1]} (`{path}`)" if found[1].strip("`") != path else f"`{path}`"

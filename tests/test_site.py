@@ -19,6 +19,11 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     pages = {str(path.relative_to(ROOT / "docs").with_suffix("")) for path in (ROOT / "docs").rglob("[!_]*.md")}
     built = {str(path.relative_to(tmp_path / "html").with_suffix("")) for path in (tmp_path / "html").rglob("*.html")}
     assert pages <= built
+    index = (tmp_path / "html/index.html").read_text(encoding="utf-8")
+    for page in pages - {"index", "README"}:
+        assert f'href="{page}.html"' in index, page
+    for page in ("getting-started", "faq"):
+        assert 'href="examples/export.html"' in (tmp_path / f"html/{page}.html").read_text(encoding="utf-8").split("</nav>", 1)[-1], page
     api = (tmp_path / "html/api.html").read_text(encoding="utf-8")
     for name in ("pretrain", "Embedder", "nt_xent", "Views"):
         assert f"{name}</span>" in api

@@ -162,7 +162,7 @@ def embedding_map(examined: Examined) -> dict[str, Any]:
         return {}
     by, xy = _plane(h.numpy().astype(np.float64))
     xy = (xy - xy.min(0)) / np.maximum(np.ptp(xy, axis=0), 1e-12)
-    return {"by": by, "split": split, "rows": rows.tolist(), "xy": xy.round(4).tolist()}
+    return {"by": by, "split": split, "rows": rows.tolist(), "xy": xy.astype(np.float64).round(4).tolist()}
 
 
 def _plane(h: np.ndarray) -> tuple[str, np.ndarray]:

@@ -56,18 +56,21 @@ def _check_file(to: Path) -> None:
 
 
 def _near(data: Dataset) -> list[str]:
-    """Return lines about images that are nearly equal: between the splits, and of different classes in train."""
+    """Return lines about images that are nearly equal: between the splits, in train of different classes, and of one class."""
     images, _ = data.training("train+val", labelled=False)
     unlabelled = tuple(f"unlabelled image {row}" for row in range(len(images) - len(data.images)))
     train, test = (data.names + unlabelled if data.names else (), "train"), (data.test_names, "test")
     between = near_images(data.test_images, images)
     across = near_images(data.images, data.images, data.labels)
+    within = [(i, j) for i, j in near_images(data.images, data.images, torch.arange(len(data.images))) if data.labels[i] == data.labels[j]]
     above = f"(correlation above {NEAR})"
     return [
         f"test images nearly equal to one that is trained on {above}: {len(between)}"
         + (f" ({pairs(between, test, train)})" if between else ""),
         f"training images nearly equal to one of another class {above}: {len(across)}"
         + (f" ({pairs(across, train, train)})" if across else ""),
+        f"training images nearly equal to an earlier one of their class {above}: {len(within)}"
+        + (f" ({pairs(within, train, train)})" if within else ""),
     ]
 
 
