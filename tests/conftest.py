@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import which
 from typing import NoReturn
 
 import pytest
@@ -110,6 +111,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         "C++": device.compiler() is not None,
         "CUDA": torch.cuda.is_available(),
         "MPS": torch.backends.mps.is_available(),
+        "fish": which("fish") is not None,
+        "zsh": which("zsh") is not None,
     }
     missing = ", ".join(name for name, runs in paths.items() if not runs)
     terminalreporter.write_line(f"processor: {device.cpu_name()}; not run, because this machine lacks it: {missing or 'nothing'}")

@@ -112,9 +112,9 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
         foreign.start_from(net, tmp_path / "deep.pth")
     torch.save(resnet18().state_dict(), tmp_path / "shallow.pth")
     net, _ = build_backbone("resnet34", in_channels=3, image_size=32)
+    before = net.state_dict()["layer1.0.conv1.weight"].clone()
     with pytest.raises(ValueError, match=r"shallow\.pth: not this backbone: it lacks layer1\.2\.conv1\.weight"):
         foreign.start_from(net, tmp_path / "shallow.pth")
-    before = net.state_dict()["layer1.0.conv1.weight"].clone()
     assert torch.equal(net.state_dict()["layer1.0.conv1.weight"], before)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 import tempfile
 from importlib.metadata import version
@@ -17,7 +18,6 @@ import torch
 import twoviews
 from twoviews import build, config, runs
 from twoviews.cli import main
-from twoviews.report import html
 from twoviews.runs import checkpoint
 
 STORED = sorted((Path(__file__).parent / "stored").glob("run-*.tar.xz"))
@@ -26,9 +26,8 @@ WORDS = ("max_steps=2", "seed=3")
 
 @pytest.mark.parametrize("archive", STORED, ids=lambda path: path.name.removesuffix(".tar.xz"))
 def test_c6_a_run_of_an_earlier_release_is_read_and_continues(
-    archive: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    archive: Path, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(html, "write", lambda *args: None)
     assert archive.stat().st_size < 200_000
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path, filter="data")
@@ -37,9 +36,14 @@ def test_c6_a_run_of_an_earlier_release_is_read_and_continues(
     assert len(twoviews.load_backbone(path).state_dict()) > 20
     assert main(["evaluate", f"run={path}", f"data_dir={few}", "probes='knn,moco_demo'"]) == 0
     assert main(["runs", f"runs_dir={tmp_path}"]) == 0
+    assert main(["report", f"run={path}", f"data_dir={few}"]) == 0
+    shutil.copytree(path, tmp_path / "other")
+    assert main(["report", "run=run,other", f"runs_dir={tmp_path}", f"to={tmp_path / 'page.html'}"]) == 0
+    shutil.rmtree(tmp_path / "other")
     assert main(["pretrain", f"resume={path}", f"data_dir={few}"]) == 0
     assert "at step 2 of 5" in capsys.readouterr().out
     assert small.summary(path)["train"]["steps"] == 5
+    assert "How to repeat it" in (path / runs.REPORT).read_text(encoding="utf-8")
 
 
 def test_c6_there_is_a_run_of_this_release() -> None:

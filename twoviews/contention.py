@@ -34,15 +34,16 @@ class Contention:
 
     def _now(self) -> tuple[float, float, float] | None:
         """Return wall-clock time, time in which the cores worked, and that of this process, in seconds."""
-        try:
-            lines = STAT.read_text().splitlines()
-        except OSError:
-            return None
         names = {f"cpu{core}" for core in _cores()}
-        counts = [[int(value) for value in line.split()[1:9]] for line in lines if line.split()[0] in names]
+        try:
+            found = [line.split() for line in STAT.read_text().splitlines()]
+            counts = [[int(value) for value in words[1:9]] for words in found if words and words[0] in names]
+            idle = sum(count[3] + count[4] for count in counts)
+        except (OSError, ValueError, IndexError):  # another system
+            return None
         if len(counts) != len(names):
             return None
-        busy = sum(sum(count) - count[3] - count[4] for count in counts) / os.sysconf("SC_CLK_TCK")  # without idle and waiting for a disk
+        busy = (sum(map(sum, counts)) - idle) / os.sysconf("SC_CLK_TCK")  # without idle and waiting for a disk
         return time.monotonic(), busy, time.process_time()
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from twoviews.runs import weights
+from twoviews.runs.checkpoint import MAGIC
 
 # `nn.Sequential(*resnet.children())` numbers the layers: of torchvision's ResNet, and of lightly's ResNetGenerator.
 CHILDREN: tuple[dict[str, str], ...] = (
@@ -53,6 +54,13 @@ def read(path: Path) -> dict[str, Tensor]:
     """
     if path.suffix == ".safetensors":
         return weights.read(path)[0]
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(MAGIC))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if head == MAGIC:
+        raise ValueError(f"{path}: a checkpoint of TwoViews: its weights are init={path.parent}; resume={path.parent} continues the run")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a file is an archive of TorchScript: it is refused below
@@ -127,10 +135,9 @@ def start_from(backbone: nn.Module, path: Path) -> str:
     Raises:
         ValueError: if it cannot be read, or does not fit.
     """
-    if path.suffix == ".safetensors" and "backbone" in weights.read(path)[1]:
-        weights.load_into(backbone, path)
-        return ""
-    return load_into(backbone, path)
+    own = path.suffix == ".safetensors" and "backbone" in weights.read(path)[1]
+    line = load_into(backbone, path)
+    return "" if own and "random" not in line and "not used" not in line else line
 
 
 def load_into(backbone: nn.Module, path: Path) -> str:
@@ -153,6 +160,9 @@ def load_into(backbone: nn.Module, path: Path) -> str:
     deeper = [name for name in fitting.unused if name.startswith("layer")]
     if lacking or deeper:
         says = f"lacks {_listed(lacking)}" if lacking else f"also has {_listed(deeper)}"
+        if other := [name for name in lacking if name in fitting.shapes]:
+            there, here = ("x".join(map(str, shape)) for shape in fitting.shapes[other[0]])
+            says = f"has {other[0]} of {there}, expected {here}"
         raise ValueError(f"init={path}: not this backbone: it {says}: choose the backbone= and the image_size= of the checkpoint")
     backbone.load_state_dict(fitting.tensors, strict=False)
     wanted = [name for name in own if not name.endswith(COUNTER)]

@@ -97,8 +97,9 @@ def neighbours(parts: build.Parts, examined: Examined) -> dict[str, Any]:
         similarity: their cosines for trained}.
     """
     data, own = parts.dataset, examined
-    first = torch.from_numpy(np.unique(own.labels.numpy(), return_index=True)[1])
-    chosen = first[:SHOWN] if len(first) > 1 else torch.arange(min(SHOWN, len(own.rows)))
+    first = torch.from_numpy(np.unique(own.labels.numpy(), return_index=True)[1])  # of each class; the rows are in random order
+    some = first.sort().values[:SHOWN]
+    chosen = some[own.labels[some].argsort()] if len(first) > 1 else torch.arange(min(SHOWN, len(own.rows)))
     found: dict[str, Any] = {"split": own.split, "queries": own.rows[chosen].tolist()}
     images = data.split(own.split)[0][own.rows[chosen]]
     for of, bank, queries in (("raw_pixels", pixels(data.images[own.bank]), pixels(images)), ("trained", own.bank_h, own.h[chosen])):
@@ -112,8 +113,8 @@ def mistakes(examined: Examined) -> dict[str, Any]:
     """Return the images whose neighbours agree most on a wrong class.
 
     Returns:
-        {split, examined: number of images, wrong: number of them whose most frequent class among `VOTES` neighbours is wrong, rows:
-        of the split, labels and predicted: their classes, votes: for the predicted class}; {} with fewer than two classes.
+        {split, examined: number of images, wrong: number of them among whose `VOTES` neighbours a wrong class is more frequent than
+        their own, rows: of the split, labels and predicted: their classes, votes: for the predicted class}; {} with fewer than two classes.
     """
     own = examined
     k = min(VOTES, len(own.bank))
@@ -122,7 +123,7 @@ def mistakes(examined: Examined) -> dict[str, Any]:
     near = own.bank_labels[knn.search(own.bank_h, own.h, k=k, metrics=("cosine",))["cosine"].rows]  # (n, k)
     predicted = near.mode(1).values
     votes = (near == predicted[:, None]).sum(1)
-    wrong = (predicted != own.labels).nonzero().flatten()
+    wrong = (votes > (near == own.labels[:, None]).sum(1)).nonzero().flatten()
     worst = wrong[votes[wrong].argsort(descending=True, stable=True)[:MISTAKES]]
     found = {"split": own.split, "examined": len(own.rows), "wrong": len(wrong), "k": k}
     columns = {"rows": own.rows, "labels": own.labels, "predicted": predicted, "votes": votes}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from shutil import which
 
 import pytest
 from command_helpers import refused
@@ -36,6 +38,40 @@ def test_bash_offers_verbs_keys_and_values(tmp_path: Path) -> None:
     assert offered("twoviews export to=ti", tmp_path) == ["timm"]
     assert offered("twoviews pretrain data_dir=scr", tmp_path) == ["script.bash"], "files"
     assert offered("twoviews runs comp", tmp_path) == ["compare"]
+
+
+def offered_by_fish(line: str, folder: Path) -> list[str]:
+    (folder / "script.fish").write_text(completion.script("fish"))
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", f"source script.fish; complete -C '{line}'"], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def offered_by_zsh(line: str, folder: Path) -> list[str]:
+    """Return what the function hands to zsh, which adds to the word what `compset` took away."""
+    (folder / "script.zsh").write_text(completion.script("zsh"))
+    words = line.split(" ")
+    stand_ins = """
+compdef() { : }
+compset() { word=${word#*=} }
+_files() { print -l -- FILES }
+compadd() { local name=${@[-1]}; print -l -- ${(M)${(P)name}:#$word*} }
+"""
+    ask = f"{stand_ins}; source ./script.zsh; words=({' '.join(words)} ''); CURRENT={len(words)}; word='{words[-1]}'; _twoviews"
+    done = subprocess.run(["zsh", "-f", "-c", ask], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("offers", [offered, *([offered_by_fish] if which("fish") else []), *([offered_by_zsh] if which("zsh") else [])])
+def test_every_shell_offers_verbs_keys_and_values(offers: Callable[[str, Path], list[str]], tmp_path: Path) -> None:
+    assert offers("twoviews pre", tmp_path) == ["pretrain"]
+    assert offers("twoviews pretrain tempera", tmp_path) == ["temperature="]
+    values = [word.removeprefix("backbone=") for word in offers("twoviews pretrain backbone=thin", tmp_path)]
+    assert values == ["thin16", "thin32", "thin64"]
+    assert offers("twoviews runs comp", tmp_path) == ["compare"]
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)

@@ -14,7 +14,8 @@ def test_points_are_drawn_where_their_values_say() -> None:
     drawn = Chart("loss", [Line("", [(0.0, 4.0), (5.0, 2.0), (10.0, 0.0)])]).drawn()
     width, height, left, right, top, bottom = drawn["box"]
     assert drawn["lines"][0]["dots"] == [(left, top), ((left + right) / 2, (top + bottom) / 2), (right, bottom)]
-    assert (width, height) > (right, bottom)
+    assert 0 < left < right < width
+    assert 0 < top < bottom < height
     assert [label for _, label in drawn["xticks"]] == ["0", "5", "10"]
     assert [label for _, label in drawn["yticks"]] == ["0", "1", "2", "3", "4"]
     assert drawn["words"] == "loss over the epochs: from 4 to 0"
@@ -35,10 +36,13 @@ def test_a_mark_is_inside_the_range_and_in_the_words() -> None:
         (1650, 1790, ["1650", "1700", "1750"]),
         (10_100, 10_500, ["10.1k", "10.2k", "10.3k", "10.4k", "10.5k"]),
         (0.0012, 0.0031, ["0.0015", "0.002", "0.0025", "0.003"]),
+        (12_340, 12_380, ["12.34k", "12.35k", "12.36k", "12.37k", "12.38k"]),
+        (4.123, 4.127, ["4.123", "4.124", "4.125", "4.126", "4.127"]),
+        (101.2, 101.6, ["101.2", "101.3", "101.4", "101.5", "101.6"]),
     ],
 )
 def test_ticks_are_round_few_and_different(low: float, high: float, expected: list[str]) -> None:
-    labels = [charts.shown(value) for value in charts.ticks(low, high)]
+    labels = [label for _, label in charts.labelled(charts.ticks(low, high))]
     assert labels == expected
     assert len(set(labels)) == len(labels) <= 5
 

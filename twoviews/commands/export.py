@@ -14,6 +14,6 @@ def run(cfg: Config) -> int:
     print(f"{trained.name}: {trained.backbone}, {trained.channels} x {trained.size} x {trained.size} pixels, {trained.embed_dim} features")
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     if cfg.push:
-        print(f"https://huggingface.co/{cfg.push}")
+        print(f"https://huggingface.co/{cfg.push} (private if it is new: its settings there make it public)")
     print(f"\nTo load it (pip install {needs}):\n\n{lines}", end="")
     return 0

@@ -51,6 +51,7 @@ def run_pretrain(cfg: Config, *, data: Arrays | None = None, on_step: train.OnSt
             path = distributed.on_first(lambda: _resumable(cfg))
             folder = stack.enter_context(runs.RunFolder(path, writes=distributed.first()))  # a second command stops at once
             cfg = distributed.on_first(lambda: _resumed(cfg, path, processes))
+            trackers.check(cfg.get("track"))
             probes = protocols.parse(cfg.probes, cfg.solver)
             parts = build.build(cfg, data)
             distributed.on_first(lambda: _check_machine_and_data(path, parts))
@@ -69,12 +70,19 @@ def run_pretrain(cfg: Config, *, data: Arrays | None = None, on_step: train.OnSt
         with device.naming_memory(_memory_advice(cfg, path, parts.views.sizes)):
             code, trained = train.fit(cfg, parts, folder, on_step)
         if trained:
-            summary = _finish(cfg, parts, probes, folder, trained, began)
-            trained_rows = [row for row in summary["evaluations"] if row["of"] == "trained"]
-            followers.finish({f"{row['split']} {protocols.protocol(row)}": row["accuracy"] for row in trained_rows})
+            try:
+                summary = _finish(cfg, parts, probes, folder, trained, began)
+            finally:  # also where a later step failed
+                followers.finish(_accuracies(folder))
             if cfg.table and distributed.first():
                 print(f"\n{formats.markdown(tables.TABLES[cfg.table]([(summary, cfg)]))}")
         return path, code
+
+
+def _accuracies(folder: runs.RunFolder) -> dict[str, float]:
+    """Return what trackers get at the end: {split and protocol: accuracy of the trained encoder}."""
+    rows = runs.read_json(folder.path, runs.SUMMARY).get("evaluations", []) if folder.writes else []
+    return {f"{row['split']} {protocols.protocol(row)}": row["accuracy"] for row in rows if row["of"] == "trained" and "on" not in row}
 
 
 def _finish(

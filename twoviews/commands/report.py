@@ -1,5 +1,6 @@
 """`twoviews report run=<run>`: write a finished run's report.html again; `run=<a>,<b>`: a page that compares runs."""
 
+import shlex
 from pathlib import Path
 
 from twoviews import build, inspection, runs
@@ -8,6 +9,7 @@ from twoviews.images.names import shown
 from twoviews.report import html
 from twoviews.runs.files import write_atomic
 
+MOST = 8  # runs of a comparison
 PAGE, MARK = "comparison.html", '<meta name="generator" content="TwoViews comparison">'
 
 
@@ -17,7 +19,9 @@ def run(cfg: Config) -> int:
     paths = [runs.find(name, Path(cfg.runs_dir)) for name in names]
     for path in paths:
         if not (path / runs.SUMMARY).is_file():
-            raise ValueError(f"run={path}: not finished: to finish it: twoviews pretrain resume={path}")
+            raise ValueError(f"run={path}: not finished: to finish it: twoviews pretrain {shlex.quote(f'resume={path}')}")
+    if len(paths) > MOST:
+        raise ValueError(f"run: {len(paths)} runs: expected at most {MOST}, as many as the page has lines of different look")
     if len(paths) > 1:
         return _compare(paths, Path(cfg.to or PAGE))
     if cfg.to:
@@ -32,11 +36,15 @@ def _again(cfg: Config, path: Path) -> int:
         complete = "mistakes" in summary
         init = None if complete else str(path / runs.BACKBONE)
         here = {"data_dir": cfg.data_dir or stored["data_dir"], "init": init, "device": cfg.device, "threads": cfg.threads}
+        here |= {"precision": "auto", "compile": "auto"}  # this machine may lack those of the run, and only pictures are made here
         parts = build.build(Config({**cfg, **stored, **here}))
         runs.check_data(path, parts.dataset.digest)
         if not complete:  # a run of an earlier version
             found = inspection.inspect(Config({**cfg, **stored}), parts)
-            folder.write(runs.SUMMARY, {**summary, **found, "diagnostics": summary["diagnostics"]})  # z's projector is not kept
+            found["diagnostics"] |= summary["diagnostics"]  # z's projector is not kept
+            summary |= found
+        left = [name for name in summary.get("unfinished", []) if name not in ("statistics", "report")]
+        folder.write(runs.SUMMARY, {**summary, "unfinished": left})
         html.write(folder, parts.views, parts.dataset)
     return 0
 

@@ -18,6 +18,18 @@ from twoviews.runs import formats, tables
 from twoviews.runs.tables import Row, headline, linear, mean_std, percent
 
 FILTERS = ("recipe", "method", "dataset", "backbone")
+LEAVE_OUT = (
+    "batch",
+    "training s",
+    "views/s",
+    "raw pixels kNN k=10",
+    "backbone",
+    "seed",
+    "epochs",
+    "recipe",
+    "method",
+    "finished",
+)  # in this order
 Found = tuple[Path, dict[str, Any]]  # a run folder and its summary, which is {} if it has not finished
 
 
@@ -44,7 +56,7 @@ def run(cfg: Config) -> int:
     form = cfg.format if cfg.format != "auto" else "markdown" if cfg.view in tables.TABLES else "text"
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     writers = {"markdown": formats.markdown, "csv": formats.csv, "latex": formats.latex}
-    print(formats.text(rows, width) if form == "text" else writers[form](rows))
+    print(formats.text(rows, width, LEAVE_OUT) if form == "text" else writers[form](rows))
     return 0
 
 
@@ -55,8 +67,8 @@ def _read(cfg: Config, folder: Path, complete: bool) -> tuple[list[Found], list[
         try:
             summary, stored = runs.read_json(path, runs.SUMMARY), runs.read_config(path)
             summary |= {"manifest": runs.read_json(path, runs.MANIFEST)} if complete and summary else {}
-        except ValueError as error:  # one damaged run must not hide the others
-            print(f"skipped: {error}", file=sys.stderr)
+        except (ValueError, OSError) as error:  # one damaged run, or one of another user, must not hide the others
+            print(f"skipped: {path.name}: {error}" if isinstance(error, OSError) else f"skipped: {error}", file=sys.stderr)
             continue
         if all(cfg[key] in (None, stored.get(key)) for key in FILTERS):
             found.append((path, summary))
@@ -90,11 +102,16 @@ def _delete(path: Path, *, sure: bool) -> int:
     if not sure:
         if not sys.stdin.isatty():
             raise ValueError(f"runs delete: {path}: no terminal to ask on: add sure=true")
-        if input(f"delete {path} ({size / 2**20:.1f} MB) with its weights? type yes: ").strip() != "yes":
+        try:
+            answer = input(f"delete {path} ({size / 1e6:.1f} MB) with its weights? type yes: ")
+        except EOFError:
+            answer = ""
+        if answer.strip() != "yes":
             print("nothing was deleted")
             return 0
     hidden = path.with_name(f".deleted-{path.name}-{secrets.token_hex(4)}")
-    path.rename(hidden)  # first out of the list: what an interruption leaves is no run
+    with runs.RunFolder(path):  # nobody may have begun to use it meanwhile
+        path.rename(hidden)  # first out of the list: what an interruption leaves is no run
     shutil.rmtree(hidden)
     print(f"deleted: {path}")
     return 0
@@ -172,9 +189,9 @@ def _joined(values: Iterable[Any]) -> str:
 
 def _row(path: Path, summary: dict[str, Any]) -> Row:
     if not summary:
-        logged = runs.read_metrics(path)
+        logged = runs.read_metrics(path, [])
         return {"run": path.name, "finished": f"no: at step {logged[-1]['step'] + 1}" if logged else "no"}
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime((path / runs.SUMMARY).stat().st_mtime))
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(_ended(path)))
     left = summary.get("unfinished")
     return (
         {"run": path.name, "finished": f"without {', '.join(left)}" if left else when}
@@ -186,6 +203,12 @@ def _row(path: Path, summary: dict[str, Any]) -> Row:
             "training s": f"{summary['train']['seconds']:.0f}",
         }
     )
+
+
+def _ended(path: Path) -> float:
+    """Return when the training ended: the summary is written again by each evaluation, so its time is used only without weights."""
+    weights = path / runs.BACKBONE
+    return (weights if weights.is_file() else path / runs.SUMMARY).stat().st_mtime
 
 
 def _columns(summary: dict[str, Any]) -> Row:

@@ -27,6 +27,32 @@ _BASH = """_twoviews() {{
 complete -F _twoviews twoviews
 """
 
+_ZSH = """(( $+functions[compdef] )) || {{ autoload -Uz compinit && compinit }}
+_twoviews() {{
+  local -a found
+  local verb=${{words[2]}} current=${{words[CURRENT]}}
+  if (( CURRENT == 2 )); then
+    found=({verbs} --help --version)
+    compadd -a found
+    return
+  fi
+  if [[ $current == *=* ]]; then
+    compset -P '*='
+    case "$verb:${{current%%=*}}" in
+{values}
+      *) _files; return ;;
+    esac
+    compadd -a found
+    return
+  fi
+  case $verb in
+{keys}
+  esac
+  compadd -S '' -a found
+}}
+compdef _twoviews twoviews
+"""
+
 
 def script(shell: str) -> str:
     """Return what the shell has to run once.
@@ -39,8 +65,8 @@ def script(shell: str) -> str:
     """
     if shell not in SHELLS:
         raise ValueError(f"completion {shell}: expected {' or '.join(SHELLS)}")
-    if shell == "fish":
-        return _fish()
+    if shell != "bash":
+        return _fish() if shell == "fish" else _zsh()
     named = "\n".join(f'      {verb}) COMPREPLY=($(compgen -W "{_words(verb)}" -- "$current")) ;;' for verb in VERBS)
     values = "\n".join(
         f'      {verb}:{key}) COMPREPLY=($(compgen -W "{" ".join(found)}" -- "${{current#*=}}")) ;;'
@@ -48,8 +74,7 @@ def script(shell: str) -> str:
         for key in keys(verb=verb)
         if (found := _values(verb, key))
     )
-    text = _BASH.format(verbs=" ".join(VERBS), values=values, keys=named)
-    return f"autoload -Uz bashcompinit && bashcompinit\n{text}" if shell == "zsh" else text
+    return _BASH.format(verbs=" ".join(VERBS), values=values, keys=named)
 
 
 def _words(verb: str) -> str:
@@ -63,6 +88,13 @@ def _values(verb: str, key: str) -> list[str]:
     if own.type is bool:
         return ["true", "false"]
     return [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in own.choices]
+
+
+def _zsh() -> str:
+    named = "\n".join(f"    {verb}) found=({_words(verb)}) ;;" for verb in VERBS)
+    listed = [(verb, key, _values(verb, key)) for verb in VERBS for key in keys(verb=verb)]
+    values = "\n".join(f"      {verb}:{key}) found=({' '.join(found)}) ;;" for verb, key, found in listed if found)
+    return _ZSH.format(verbs=" ".join(VERBS), values=values, keys=named)
 
 
 def _fish() -> str:

@@ -1,9 +1,13 @@
 """The model card: what the backbone is, how it was trained and evaluated, how to load it, and under which licence its data are."""
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from twoviews.config import PATH_KEYS
+from twoviews.config.schema import keys
 from twoviews.export.trained import Trained
 from twoviews.report.text import accuracy_table
 
@@ -57,11 +61,17 @@ def _training(trained: Trained) -> str:
 
 
 def _provenance(trained: Trained) -> str:
-    manifest = trained.manifest
+    manifest, science = trained.manifest, set(keys("science", verb="pretrain")) - set(PATH_KEYS)
     versions = ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())
-    settings = yaml.safe_dump(trained.config, sort_keys=False)
+    settings = yaml.safe_dump({key: value for key, value in trained.config.items() if key in science}, sort_keys=False)
     return (
-        f"## How to repeat it\n\n```bash\n{manifest.get('command', '')}\n```\n\n"
+        f"## How to repeat it\n\n```bash\n{_without_folders(manifest.get('command', ''))}\n```\n\n"
         f"Commit {manifest.get('commit') or 'not known'}; {manifest.get('machine', '')}; {versions}.\n\n"
-        f"<details><summary>All settings</summary>\n\n```yaml\n{settings}```\n\n</details>\n"
+        f"<details><summary>Settings</summary>\n\n```yaml\n{settings}```\n\n</details>\n"
     )
+
+
+def _without_folders(command: str) -> str:
+    """Return a command whose paths are names alone: where files lie on one's machine is nobody's business."""
+    pairs = [word.partition("=") for word in shlex.split(command)]
+    return " ".join(shlex.quote(f"{key}{sign}{Path(value).name if key in PATH_KEYS else value}") for key, sign, value in pairs)

@@ -118,21 +118,25 @@ def _onnx(trained: Trained, file: str) -> str:
     )
 
 
-def hub_lines(trained: Trained, repository: str) -> str:
-    """Return the lines that load the weights from the Hugging Face Hub.
+def hub_lines(trained: Trained, to: str, repository: str) -> tuple[str, str]:
+    """Return the lines that load an export from the Hugging Face Hub, and the packages that they need.
 
     Args:
         trained: that was pushed.
+        to: a key of `FORMATS`.
         repository: `user/name`.
     """
-    lines = _torchvision(trained, "@").replace('load_file("@")', "load_file(file)")
-    head, rest = lines.split("from safetensors", 1)
-    imports, code = f"{head}from huggingface_hub import hf_hub_download\nfrom safetensors{rest}".split("\nnet = ", 1)
-    return f'{imports}\nfile = hf_hub_download("{repository}", "{WEIGHTS}")\nnet = {code}'
+    form = FORMATS["torchvision" if to == "hub" else to]
+    lines = form.lines(trained, "@").replace('"@"', "file")
+    first = "session = " if form.file == ONNX else "net = "
+    fetch = f'file = hf_hub_download("{repository}", "{form.file}")\n'
+    return "from huggingface_hub import hf_hub_download\n" + lines.replace(
+        f"\n{first}", f"\n{fetch}{first}", 1
+    ), f"{form.needs} huggingface_hub"
 
 
 def _hub(trained: Trained, file: str) -> str:
-    return hub_lines(trained, "<user>/<name>")
+    return hub_lines(trained, "hub", "<user>/<name>")[0]
 
 
 FORMATS = {

@@ -18,7 +18,7 @@ def check(repository: str) -> None:
     """
     if not REPOSITORY.fullmatch(repository):
         raise ValueError(f"push={repository}: expected user/name, such as push=ada/cells")
-    if find_spec("huggingface_hub") is None:
+    if (spec := find_spec("huggingface_hub")) is None or spec.origin is None:
         raise ValueError("push: needs huggingface_hub: pip install 'twoviews[hub]'")
     from huggingface_hub import get_token
 
@@ -27,7 +27,7 @@ def check(repository: str) -> None:
 
 
 def push(folder: Path, repository: str) -> None:
-    """Create a repository if it does not exist, and send a folder to it.
+    """Create a private repository if it does not exist, and send a folder to it.
 
     Args:
         folder: to send.
@@ -40,7 +40,7 @@ def push(folder: Path, repository: str) -> None:
 
     try:
         api = HfApi()
-        api.create_repo(repository, exist_ok=True)
+        api.create_repo(repository, exist_ok=True, private=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Encoder trained by TwoViews")
     except Exception as error:  # of a library that has its own errors for HTTP, and of the libraries below it
         problem = " ".join(str(error).split())[:200]

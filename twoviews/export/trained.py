@@ -32,7 +32,7 @@ class Trained:
     @property
     def name(self) -> str:
         """Name of the run, or of the weights file."""
-        return self.file.parent.name if self.file.name == runs.BACKBONE else self.file.stem
+        return self.file.resolve().parent.name if self.file.name == runs.BACKBONE else self.file.stem
 
     @property
     def backbone(self) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import secrets
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from twoviews.export import hub
 from twoviews.export.card import card
-from twoviews.export.formats import FORMATS, WEIGHTS, hub_lines, path_in_code
+from twoviews.export.formats import FORMATS, hub_lines, path_in_code
 from twoviews.export.onnx import check_packages
 from twoviews.export.trained import Trained
 
@@ -31,6 +32,8 @@ def check(to: str, folder: Path, push: str | None) -> None:
         raise ValueError(f"export_dir={folder}: exists already and is not overwritten: remove it, or choose another name")
     if not folder.parent.is_dir():
         raise ValueError(f"export_dir={folder}: {folder.parent} is no folder: create it, or choose another one")
+    if not os.access(folder.parent, os.W_OK):
+        raise ValueError(f"export_dir={folder}: {folder.parent} may not be written: choose another one")
     if to == "onnx":
         check_packages()
     if push is not None:
@@ -53,8 +56,8 @@ def write(trained: Trained, to: str, folder: Path, push: str | None = None) -> t
     check(to, folder, push)
     form = FORMATS[to]
     lines, in_card, needs = form.lines(trained, path_in_code(folder / form.file)), form.lines(trained, form.file), form.needs
-    if push and form.file == WEIGHTS:
-        lines, needs = hub_lines(trained, push), FORMATS["hub"].needs
+    if push:
+        lines, needs = hub_lines(trained, to, push)
         in_card = lines
     content = form.content(trained)
     temporary = folder.parent / f".new-{secrets.token_hex(8)}"
@@ -74,7 +77,7 @@ def write(trained: Trained, to: str, folder: Path, push: str | None = None) -> t
 
 
 def description(trained: Trained, to: str) -> dict[str, Any]:
-    """Return `config.json`: how to build the backbone and what its input is; timm's keys where timm has the backbone.
+    """Return `config.json`: how to build the backbone and what its input is; timm's keys where timm builds the same network.
 
     Args:
         trained: that is described.
@@ -82,20 +85,17 @@ def description(trained: Trained, to: str) -> dict[str, Any]:
     """
     mean, std = trained.numbers("mean"), trained.numbers("std")
     described: dict[str, Any] = {
-        "architecture": trained.backbone,
-        "num_classes": 0,
+        "backbone": trained.backbone,
         "num_features": trained.embed_dim,
         "stem": "imagenet" if trained.imagenet_stem else "small: 3x3 convolution, no max-pooling",
         "format": to,
         "input_values": "from 0 to 1" if to == "onnx" else "from 0 to 1, minus mean, divided by std",
-        "pretrained_cfg": {
-            "input_size": [trained.channels, trained.size, trained.size],
-            "mean": mean,
-            "std": std,
-            "interpolation": "bilinear",
-            "num_classes": 0,
-            "first_conv": "conv1",
-            "classifier": "fc",
-        },
+        "input_size": [trained.channels, trained.size, trained.size],
+        "mean": mean,
+        "std": std,
     }
+    if trained.imagenet_stem:
+        timm = {"input_size": described["input_size"], "mean": mean, "std": std, "interpolation": "bilinear", "num_classes": 0}
+        described |= {"architecture": trained.backbone, "num_classes": 0}
+        described["pretrained_cfg"] = timm | {"first_conv": "conv1", "classifier": "fc"}
     return described | {"recipe": trained.about.get("recipe"), "dataset": trained.about.get("dataset"), "run": trained.name}

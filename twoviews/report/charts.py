@@ -62,8 +62,8 @@ class Chart:
             "title": self.title,
             "x": self.x,
             "lines": lines,
-            "xticks": [(at(x, ys[0])[0], shown(x)) for x in ticks(*xs)],
-            "yticks": [(at(xs[0], y)[1], shown(y)) for y in ticks(*ys)],
+            "xticks": [(at(x, ys[0])[0], label) for x, label in labelled(ticks(*xs))],
+            "yticks": [(at(xs[0], y)[1], label) for y, label in labelled(ticks(*ys))],
             "marks": [(at(xs[0], y)[1], name, shown(y)) for name, y in self.marks.items()],
             "words": self.words(),
             "box": (WIDTH, HEIGHT, LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM),
@@ -103,8 +103,17 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def shown(value: float) -> str:
-    """Return a number with three digits, and thousands as `12k`."""
+def labelled(values: Sequence[float]) -> list[tuple[float, str]]:
+    """Return ticks with labels of as many digits as tell them apart."""
+    for digits in range(3, 12):
+        found = [shown(value, digits) for value in values]
+        if len(set(found)) == len(found):
+            break
+    return list(zip(values, found, strict=True)) if values else []
+
+
+def shown(value: float, digits: int = 3) -> str:
+    """Return a number with so many digits, and thousands as `12k`."""
     if abs(value) >= 10_000:
-        return f"{value / 1000:.3g}k"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+        return f"{value / 1000:.{digits}g}k"
+    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:.0f}"

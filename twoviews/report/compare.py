@@ -19,8 +19,8 @@ def content(folders: list[Path]) -> dict[str, Any]:
     """
     summaries = [runs.read_json(path, runs.SUMMARY) for path in folders]
     configs = [runs.read_config(path) for path in folders]
-    metrics = [runs.read_metrics(path) for path in folders]
-    names = [path.name for path in folders]
+    metrics = [runs.read_metrics(path, []) for path in folders]
+    names = [path.name + (" (uses labels)" if summary["uses_labels"] else "") for path, summary in zip(folders, summaries, strict=True)]
     return {
         "names": names,
         "recipes": recipes(configs),
@@ -51,7 +51,11 @@ def numbers(summaries: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         for name, values in summary["diagnostics"].items():
             found |= {f"spread of {name}": f"{values['std']:.2f}", f"RankMe of {name}": f"{values['rankme']:.1f}"}
         train = summary["train"]
-        found |= {"training, s": f"{train['seconds']:.0f}", "views/s": f"{train['views_per_s']:.0f}"}
+        found |= {
+            "steps": f"{train['steps']} of {train.get('planned_steps', train['steps'])}",
+            "training, s": f"{train['seconds']:.0f}",
+            "views/s": f"{train['views_per_s']:.0f}",
+        }
         found["memory, GiB"] = f"{train['peak_bytes'] / 2**30:.2f}"
         for name, value in found.items():
             rows.setdefault(name, [""] * len(summaries))[number] = value

@@ -4,11 +4,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from twoviews import runs
+from twoviews import distributed, runs
 from twoviews.data.dataset import Dataset
 from twoviews.report import compare, page
 from twoviews.report.text import features_in_words, table_row
-from twoviews.runs import weights
+from twoviews.runs import tables, weights
 from twoviews.views import Views
 
 MISSING = "to get it: pip install 'twoviews[report]', then twoviews report"
@@ -38,10 +38,13 @@ def write(folder: runs.RunFolder, views: Views, data: Dataset) -> None:
             manifest=manifest,
             run=folder.path.name,
             in_words=page.in_words(summary),
+            unfinished=[name for name in summary.get("unfinished", []) if name != "report"],
+            program=distributed.program(),
+            split=tables.split(summary),
             features=features_in_words(summary["diagnostics"]).strip().splitlines(),
             rows=page.accuracies(summary),
             table_row=table_row(summary),
-            curves=page.curves(runs.read_metrics(folder.path), summary),
+            curves=page.curves(runs.read_metrics(folder.path, []), summary),
             map=page.embedding_map(summary, data),
             neighbours=page.neighbours(summary, data),
             mistakes=page.mistakes(summary, data),

@@ -23,7 +23,7 @@ CURVES = {  # of `metrics.jsonl`: title
     "val_knn": "kNN accuracy on val, %",
     "z_spread": "spread of z (1 is even, 0 collapsed)",
     "z_rankme": "RankMe of z",
-    "views_per_s": "views/s",
+    "views_per_s": "views/s, mean so far",
 }
 
 
@@ -31,7 +31,7 @@ def in_words(summary: dict[str, Any]) -> str:
     """Return what a run did and reached, in two sentences or three."""
     labels = "with" if summary["uses_labels"] else "without"
     images = "all images" if summary["train_on"] == "train+val+test" else "the training images"
-    text = f"{summary['method']} trained {summary['backbone']} for {summary['epochs']} epochs on {images} of {summary['dataset']}"
+    text = f"{summary['method']} trained {summary['backbone']} for {tables.epochs(summary)} epochs on {images} of {summary['dataset']}"
     text += f", {labels} labels."
     for probe, begins in (
         (tables.headline, f" On {tables.split(summary)}, the ten nearest training images by its features name the right class for"),
@@ -58,13 +58,23 @@ def accuracies(summary: dict[str, Any]) -> list[dict[str, str]]:
 def curves(metrics: list[dict[str, Any]], summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the charts of a run's training: those whose values were measured."""
     charts = []
-    for key, title in CURVES.items():
+    for key, title in titles(summary).items():
         if points := series(metrics, key):
             marks = {}
             if key == "val_knn" and (final := tables.headline(summary)) is not None:
                 marks = {f"{tables.split(summary)}, at the end": 100 * final}
             charts.append(Chart(title, [Line("", points)], marks).drawn())
     return charts
+
+
+def titles(summary: dict[str, Any]) -> dict[str, str]:
+    """Return {key of the metrics: title} for a run: a method without a projector has no z, and labels may have been trained on."""
+    found = dict(CURVES)
+    if summary["uses_labels"] and summary["train_on"] != "train":
+        found["val_knn"] += " (whose labels are trained on)"
+    if summary["diagnostics"] and "z" not in summary["diagnostics"]:
+        found = {key: title.replace(" of z", " of h") for key, title in found.items()}
+    return found
 
 
 def series(metrics: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -120,7 +130,14 @@ def neighbours(summary: dict[str, Any], data: Dataset) -> dict[str, Any] | None:
                 shown = {"image": pictures.picture(data.images[row]), "name": name, "cosine": cosine}
                 line[of].append(shown | {"wrong": several and not right})
         lines.append(line)
-    return {"split": found["split"], "lines": lines, "several": several, "same": {of: f"{a} of {b}" for of, (a, b) in same.items()}}
+    of_classes = f"{len(lines)} of {len(data.classes)} classes" if len(lines) < len(data.classes) else "each class"
+    return {
+        "split": found["split"],
+        "lines": lines,
+        "several": several,
+        "of_classes": of_classes,
+        "same": {of: f"{a} of {b}" for of, (a, b) in same.items()},
+    }
 
 
 def mistakes(summary: dict[str, Any], data: Dataset) -> dict[str, Any] | None:

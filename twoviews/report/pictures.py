@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from twoviews.views import Views
 
-JPEG_QUALITY = 85  # of the images that the map shows
-LARGEST = 96  # pixels: larger images are shown smaller
+JPEG_QUALITY = {"tile": 88, "sheet": 75}
+LARGEST, LARGEST_MAPPED = 96, 48  # pixels of a tile, and of an image of the map: larger ones are shown smaller
+PNG = 48  # pixels up to which a tile is stored without loss
 SHAPES = (  # paths of a mark at the origin: circle, square, triangle, diamond
     "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0",
     "m-2.6-2.6h5.2v5.2h-5.2z",
@@ -24,12 +25,13 @@ COLOURS = 8  # that the page has for classes
 
 
 def picture(image: Tensor) -> str:
-    """Return an image (C, H, W) uint8 as a PNG, at most `LARGEST` pixels high and wide."""
-    return _uri(_pillow(_smaller(image[None])[0]), "PNG")
+    """Return an image (C, H, W) uint8, at most `LARGEST` pixels high and wide."""
+    image = _smaller(image[None], LARGEST)[0]
+    return _uri(_pillow(image), None if image.shape[-1] <= PNG else JPEG_QUALITY["tile"])
 
 
-def _smaller(images: Tensor) -> Tensor:
-    return images if images.shape[-1] <= LARGEST else F.interpolate(images.float(), LARGEST, mode="area").round().to(torch.uint8)
+def _smaller(images: Tensor, largest: int) -> Tensor:
+    return images if images.shape[-1] <= largest else F.interpolate(images.float(), largest, mode="area").round().to(torch.uint8)
 
 
 def _pillow(image: Tensor) -> Image.Image:
@@ -37,20 +39,21 @@ def _pillow(image: Tensor) -> Image.Image:
     return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
-def _uri(image: Image.Image, kind: str) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **({"quality": JPEG_QUALITY} if kind == "JPEG" else {"optimize": True}))
+def _uri(image: Image.Image, quality: int | None) -> str:
+    """Return an image as a JPEG of a quality, or as a PNG."""
+    buffer, kind = io.BytesIO(), "PNG" if quality is None else "JPEG"
+    image.save(buffer, kind, **({"optimize": True} if quality is None else {"quality": quality}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def sheet(images: Tensor, columns: int) -> str:
     """Return images (N, C, H, W) uint8 side by side in one JPEG, row after row."""
-    images = _smaller(images)
+    images = _smaller(images, LARGEST_MAPPED)
     n, channels, height, width = images.shape
     rows = -(-n // columns)
     filled = torch.cat([images, images.new_zeros(rows * columns - n, channels, height, width)])
     grid = filled.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
-    return _uri(_pillow(grid), "JPEG")
+    return _uri(_pillow(grid), JPEG_QUALITY["sheet"])
 
 
 def filters(weight: Tensor, columns: int = 8) -> str:
@@ -68,7 +71,7 @@ def filters(weight: Tensor, columns: int = 8) -> str:
     padded = torch.full((rows * columns, channels, height + 1, width + 1), 128, dtype=torch.uint8)
     padded[:out, :, :height, :width] = shown
     grid = padded.view(rows, columns, channels, height + 1, width + 1).permute(2, 0, 3, 1, 4)
-    return _uri(_pillow(grid.reshape(channels, rows * (height + 1), columns * (width + 1))), "PNG")
+    return _uri(_pillow(grid.reshape(channels, rows * (height + 1), columns * (width + 1))), None)
 
 
 def drawn_views(views: Views, images: Tensor, most: int) -> list[list[str]]:

@@ -1,5 +1,6 @@
 """One run as a tree of text: what was trained, on which data, how good it is, and which files it has."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,15 @@ def _finished(summary: dict[str, Any]) -> list[Branch]:
 
 def _progress(path: Path) -> str:
     logged = runs.read_metrics(path, [])
-    return f"not finished: {logged[-1]['step'] + 1} steps done: twoviews pretrain resume={path}" if logged else "not finished: no step done"
+    return (
+        f"not finished: {logged[-1]['step'] + 1} steps done: twoviews pretrain {shlex.quote(f'resume={path}')}"
+        if logged
+        else "not finished: no step done"
+    )
 
 
 def _size(size: int) -> str:
-    return f"{size / 2**20:.1f} MB" if size >= 2**20 else f"{size / 1024:.1f} kB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def _lines(branches: list[Branch], indent: str) -> list[str]:

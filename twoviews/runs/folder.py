@@ -29,7 +29,7 @@ LAST, PREVIOUS, DAMAGED = "checkpoint", "checkpoint.previous", "checkpoint.damag
 
 CHECKSUM = "# sha256 of what follows: "  # the first line of a configuration, so that a truncated file still has it
 DATA = "# data: "  # its second line: the digest of pixels and labels
-NUMBERS = re.compile(r"\[\s[-+.\deE\s,nul]*\]")  # a list of numbers is printed on one line
+NUMBERS = re.compile(r'"(?:[^"\\]|\\.)*"|\[\s[-+.\deE\s,nul]*\]')  # text, and a list of numbers, which is printed on one line
 
 
 class StepFailed(RuntimeError):
@@ -110,8 +110,12 @@ class RunFolder:
             return
         if isinstance(content, dict):
             content = {"sha256": checksum(content, self.identity), **content}
-            content = NUMBERS.sub(lambda match: " ".join(match[0].split()), json.dumps(content, indent=1)) + "\n"
+            content = NUMBERS.sub(_on_one_line, json.dumps(content, indent=1)) + "\n"
         write_atomic(self.path / name, content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
+
+
+def _on_one_line(match: re.Match[str]) -> str:
+    return match[0] if match[0].startswith('"') else " ".join(match[0].split())
 
 
 def create(runs_dir: Path, name: str, config_yaml: str, run_id: str | None = None, data_digest: str = "") -> Path:

@@ -1,8 +1,9 @@
 """Tables of text for a terminal, or as Markdown, CSV or LaTeX."""
 
 import re
+from collections.abc import Sequence
 
-GAP, LEAST = 2, 10  # spaces between two columns; characters that every column keeps
+GAP, LEAST = 2, 14  # spaces between two columns; characters that a column of text keeps
 NUMBER = re.compile(r"|[\d.,]+( ± [\d.,]+)?")
 
 
@@ -17,25 +18,45 @@ def markdown(rows: list[dict[str, str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def text(rows: list[dict[str, str]], width: int | None) -> str:
-    """Return columns that are aligned, numbers to the right; long cells are shortened in the middle until all columns fit.
+def text(rows: list[dict[str, str]], width: int | None, leave_out: Sequence[str] = ()) -> str:
+    """Return columns that are aligned, numbers to the right.
+
+    Where they do not fit, long texts are shortened in the middle, and then columns are left out, which a last line names. Numbers
+    are never shortened.
 
     Args:
         rows: {column: cell}.
         width: characters of a line; None: as many as needed.
+        leave_out: columns that may be left out, the first one first.
     """
-    columns = _columns(rows)
-    cells = [columns, *([row.get(c, "") for c in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    while width is not None and sum(widths) + GAP * (len(widths) - 1) > width and max(widths) > LEAST:
-        widths[widths.index(max(widths))] -= 1
-    number = [all(NUMBER.fullmatch(line[i]) for line in cells[1:]) for i in range(len(columns))]
+    columns, without = _columns(rows), []
+    number = {c: all(NUMBER.fullmatch(row.get(c, "")) for row in rows) for c in columns}
+    full = {c: max(len(c), *(len(row.get(c, "")) for row in rows)) for c in columns}
+
+    def least() -> int:
+        return sum(full[c] if number[c] else min(full[c], LEAST) for c in columns) + GAP * (len(columns) - 1)
+
+    for column in leave_out if width is not None else ():
+        if column in columns and least() > (width or 0):
+            columns.remove(column)
+            without.append(column)
+    cells, widths = [columns, *([row.get(c, "") for c in columns] for row in rows)], [full[c] for c in columns]
+    while width is not None and sum(widths) + GAP * (len(widths) - 1) > width:
+        long = max((i for i, c in enumerate(columns) if not number[c]), key=lambda i: widths[i], default=None)
+        if long is None or widths[long] <= LEAST:
+            break
+        widths[long] -= 1
 
     def shown(line: list[str]) -> str:
         short = [_shortened(cell, w) for cell, w in zip(line, widths, strict=True)]
-        return (" " * GAP).join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(short, widths, number, strict=True)).rstrip()
+        return (
+            (" " * GAP)
+            .join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(short, widths, map(number.get, columns), strict=True))
+            .rstrip()
+        )
 
-    return "\n".join(map(shown, cells))
+    note = [f"left out: {', '.join(without)}; format=csv and a wider terminal have them"] if without else []
+    return "\n".join([*map(shown, cells), *note])
 
 
 def _shortened(cell: str, width: int) -> str:
