@@ -172,10 +172,11 @@ MUTANTS = [
     Mutant(
         "W-MSE: the covariance of all rows",
         "losses/statistics.py",
-        "exact(z).view(-1, size, z.shape[1])",
-        "exact(z).view(1, -1, z.shape[1])",
+        "z.double()).view(-1, size, z.shape[1])",
+        "z.double()).view(1, -1, z.shape[1])",
         LOSSES,
     ),
+    Mutant("W-MSE: whitened in float32", "losses/statistics.py", 'exact(z) if z.device.type == "mps" else z.double()', "exact(z)", LOSSES),
     Mutant(
         "W-MSE: the factor transposed",
         "losses/statistics.py",
@@ -222,8 +223,8 @@ MUTANTS = [
     Mutant(
         "a short queue is accepted",
         "models/momentum.py",
-        "if not least <= size <= images:",
-        "if not size <= images:",
+        "not least <= size <= images:",
+        "not size <= images:",
         "test_a_queue_that_cannot_hold_the_keys_of_a_step_or_is_longer_than_the_data_is_refused",
     ),
     Mutant("the ramp is a straight line", "models/momentum.py", "(torch.cos(torch.pi * progress) + 1) / 2", "(1 - progress)", TEACHER),

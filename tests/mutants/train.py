@@ -122,6 +122,13 @@ MUTANTS = [
         "test_a_collapse_is_reported_while_it_happens",
     ),
     Mutant(
+        "a collapse is looked for in whole images",
+        "monitor.py",
+        'z = parts.embed_view(modules.get("z", modules["h"]), parts.views_of(parts.sample(MONITOR_Z), seed=0, step=0)[0])',
+        'z = parts.embed(modules.get("z", modules["h"]), parts.sample(MONITOR_Z))',
+        "test_a_collapse_is_looked_for_in_views_and_accuracy_in_whole_images",
+    ),
+    Mutant(
         "checkpoints as often as epochs",
         "train.py",
         "clock.since_save() >= plan.apart",
