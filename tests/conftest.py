@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import which
-from typing import NoReturn
 
 import pytest
 import tiny as small
@@ -30,11 +29,17 @@ def _one_thread_and_own_cache(tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> NoReturn:
-        raise RuntimeError(f"a test tried to reach the network: {args[1:]}")
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, _only_to_this_machine(getattr(socket.socket, name)))
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+
+def _only_to_this_machine(connect: Callable[..., object]) -> Callable[..., object]:
+    def refuse(self: socket.socket, address: object) -> object:
+        if self.family == socket.AF_UNIX:
+            return connect(self, address)
+        raise RuntimeError(f"a test tried to reach the network: {address}")
+
+    return refuse
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,7 @@ def test_another_first_convolution_stays_random_and_the_line_says_so(tmp_path: P
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "deep.pth")
     net, _ = build_backbone("resnet18", in_channels=3, image_size=128)
-    with pytest.raises(ValueError, match=r"deep\.pth: not this backbone: it also has layer1\.2\.conv1\.weight, .* and \d+ more: choose"):
+    with pytest.raises(ValueError, match=r"deep\.pth: not this backbone: it also has layer1\.2\.bn1\.bias, .* and \d+ more: choose"):
         foreign.start_from(net, tmp_path / "deep.pth")
     torch.save(resnet18().state_dict(), tmp_path / "shallow.pth")
     net, _ = build_backbone("resnet34", in_channels=3, image_size=32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
@@ -59,6 +60,16 @@ def test_runs_skips_a_damaged_run_and_reports_it(capsys: pytest.CaptureFixture[s
     assert second.name in out
     assert first.name not in out
     assert f"skipped: {first / runs.SUMMARY}: not JSON" in err
+
+
+def test_damaged_metrics_of_a_run_hide_no_other(capsys: pytest.CaptureFixture[str], tmp_path: Path, two_seeds: Path) -> None:
+    shutil.copytree(two_seeds, tmp_path / "runs")
+    first, second = sorted((tmp_path / "runs").iterdir())
+    (first / runs.SUMMARY).unlink()
+    (first / runs.METRICS).write_bytes(b"noise\n" + (first / runs.METRICS).read_bytes())
+    lines = shown(capsys, f"runs_dir={tmp_path / 'runs'}")
+    assert "no: at step 2" in next(line for line in lines if first.name in line)
+    assert any(second.name in line for line in lines)
 
 
 def test_runs_compare_gives_mean_and_sample_deviation_over_seeds(capsys: pytest.CaptureFixture[str], two_seeds: Path) -> None:
@@ -165,6 +176,25 @@ def test_the_columns_are_aligned_and_fit_the_terminal() -> None:
     assert lines[1].index("x ") == lines[2].index("yyyy") == lines[0].index("state")
     assert max(map(len, formats.text(rows, None).splitlines())) > 70
     assert "9.1 ± 0.2" in formats.text(rows, 10), "columns keep some characters"
+    short = formats.text(rows, 30, ["state", "s"]).splitlines()
+    assert max(map(len, short)) <= 30
+    assert " ".join(short[3:]) == "left out: state, s; format=csv and a wider terminal have them"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_list_of_runs_fits_the_terminal_and_each_can_be_named(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, two_seeds: Path
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    for view in ("list", "compare"):
+        lines = shown(capsys, view, f"runs_dir={two_seeds}")
+        assert max(map(len, lines)) <= width
+        assert "kNN k=10 cosine" in lines[0]
+        if view == "list":
+            for line in lines[1:3]:
+                end = line.split()[0].split("..")[-1].rpartition("-")[2]
+                assert runs.find(end, two_seeds).name.endswith(end)
 
 
 # ---- one run ----
@@ -209,6 +239,34 @@ def test_a_run_is_deleted_only_after_a_yes(
     assert len(list((tmp_path / "runs").iterdir())) == 2 - gone
     assert main(["runs", "delete", f"run={second}", "sure=true"]) == 0
     assert not second.exists()
+
+
+def test_a_run_that_was_taken_up_meanwhile_is_not_deleted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, two_seeds: Path
+) -> None:
+    shutil.copytree(two_seeds, tmp_path / "runs")
+    path = next((tmp_path / "runs").iterdir())
+    with contextlib.ExitStack() as stack:
+
+        def answer(question: str) -> str:
+            stack.enter_context(runs.RunFolder(path))  # another command, before the answer
+            return "yes"
+
+        monkeypatch.setattr("sys.stdin", Terminal(""))
+        monkeypatch.setattr("builtins.input", answer)
+        assert "in use by" in refused(capsys, "runs", "delete", f"run={path}")
+    assert path.is_dir()
+
+
+def test_the_end_of_the_input_is_no_yes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, two_seeds: Path
+) -> None:
+    shutil.copytree(two_seeds, tmp_path / "runs")
+    path = next((tmp_path / "runs").iterdir())
+    monkeypatch.setattr("sys.stdin", Terminal(""))
+    assert main(["runs", "delete", f"run={path}"]) == 0
+    assert "nothing was deleted" in capsys.readouterr().out
+    assert path.is_dir()
 
 
 def test_a_run_in_use_is_not_deleted(capsys: pytest.CaptureFixture[str], tmp_path: Path, two_seeds: Path) -> None:

@@ -38,8 +38,8 @@ MUTANTS = [
     Mutant(
         "a failed push is silent",
         "export/hub.py",
-        "        raise ConnectionError(",
-        "        print(",
+        '        raise ConnectionError(f"push={repository}',
+        '        raise ValueError(f"{repository}',
         "test_a_push_sends_the_folder_and_a_failure_keeps_it",
     ),
     Mutant(
@@ -77,16 +77,37 @@ MUTANTS = [
     Mutant(
         "a resumed curve lacks what was written before",
         "trackers/followers.py",
-        "found = rows if name in self.open else read_metrics(self.folder.path)",
+        "found = rows if name in self.open else read_metrics(self.folder.path, [])",
         "found = rows",
         "test_trackers.py",
     ),
     Mutant(
         "a resumed curve has steps twice",
         "trackers/followers.py",
-        '[row for row in found if row["step"] > self.open[name].last]',
+        '[row for row in found if row["step"] > tracker.last]',
         "found",
         "test_trackers.py",
+    ),
+    Mutant(
+        "a run of the same name goes on in the old curve",
+        "trackers/kinds.py",
+        "{path.name} {read_json(path, MANIFEST).get('started')}",
+        "{path.name}",
+        "test_a_new_run_of_the_same_name_has_a_curve_of_its_own",
+    ),
+    Mutant(
+        "final accuracies take the step of the next row",
+        "trackers/kinds.py",
+        "self.run.log(dict(results), step=max(0, self.last))",
+        "self.run.log(dict(results))",
+        "test_a_run_goes_on_after_its_final_accuracies",
+    ),
+    Mutant(
+        "a tracker reports its use",
+        "trackers/kinds.py",
+        '    "MLFLOW_DISABLE_TELEMETRY": "true",\n',
+        "",
+        "test_mlflow_does_not_report_its_use",
     ),
     # beside other programs
     Mutant("a run's own work counts as that of others", "contention.py", "(busy - own)", "busy", CONTENTION),
@@ -106,6 +127,42 @@ MUTANTS = [
         "test_progress.py",
     ),
     # report
+    Mutant(
+        "a cut run looks whole",
+        "report/page.py",
+        "for {tables.epochs(summary)} epochs on",
+        "for {summary['epochs']} epochs on",
+        "test_a_cut_run_says_so_and_what_is_left",
+    ),
+    Mutant(
+        "accuracy on trained labels without a word",
+        "report/page.py",
+        'if summary["uses_labels"] and summary["train_on"] != "train":',
+        "if False:",
+        "test_a_supervised_run_has_no_z_and_its_curve_is_on_labels_that_were_trained_on",
+    ),
+    Mutant("ties are mistakes", "inspection.py", "wrong = (votes > (", "wrong = (votes >= (", "test_a_tie_of_the_own_class_is_no_mistake"),
+    Mutant(
+        "large photos are stored whole",
+        "report/pictures.py",
+        "LARGEST, LARGEST_MAPPED = 96, 48",
+        "LARGEST, LARGEST_MAPPED = 96, 224",
+        "test_large_photos_fit_into_five_megabytes",
+    ),
+    Mutant(
+        "spaces in a text of JSON are lost",
+        "runs/folder.py",
+        "return match[0] if match[0].startswith('\"') else",
+        "return",
+        "test_lists_in_texts_stay_as_they_are",
+    ),
+    Mutant(
+        "a run that was resumed meanwhile is deleted",
+        "commands/runs.py",
+        "    with runs.RunFolder(path):  # nobody",
+        "    if True:  # nobody",
+        "test_a_run_that_was_taken_up_meanwhile_is_not_deleted",
+    ),
     Mutant(
         "a chart upside down",
         "report/charts.py",

@@ -88,8 +88,8 @@ MUTANTS = [
     Mutant(
         "weights of another run are not loaded",
         "build.py",
-        "if init is not None:",
-        "if False:",
+        "if init is not None and (",
+        "if False and (",
         "test_init_starts_a_new_run_from_the_weights_of_another",
     ),
     Mutant(
@@ -142,8 +142,8 @@ MUTANTS = [
     Mutant(
         "the rate counts the steps before a resume",
         "progress.py",
-        "(self.done - self.start) * self.scale",
-        "self.done * self.scale",
+        "deque([(self.began, start)])",
+        "deque([(self.began, 0)])",
         "test_progress.py",
     ),
     Mutant("the clock counts probes", "progress.py", "        self._mark = now\n        if done", "        if done", "test_progress.py"),

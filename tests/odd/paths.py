@@ -27,7 +27,7 @@ def the_home_folder_is_put_in_place_of_a_tilde_in_every_path_key(odd: Odd) -> No
         assert config.load("embed", ["to=~/a.csv"]).to == str(odd.root / "a.csv")
         assert config.load("pretrain", [config.word("data_dir", Path("~/photos"))]).data_dir == str(odd.root / "photos")
         assert config.load("pretrain", ["run_id=~x"]).run_id == "~x", "not a path: refused later, as it is"
-    assert set(PATH_KEYS) == {"resume", "init", "runs_dir", "data_dir", "classes", "run", "to", "run_id"}
+    assert set(PATH_KEYS) == {"resume", "init", "runs_dir", "data_dir", "classes", "run", "to", "run_id", "export_dir"}
 
 
 def a_tilde_that_is_no_home_folder_is_refused_or_written_with_a_dot(odd: Odd) -> None:

@@ -72,6 +72,7 @@ def test_a_cut_run_says_so_and_what_is_left(tmp_path: Path) -> None:
     assert "for 15 (cut at step 2 of 900) epochs" in text
     assert "2 of 900 steps" in text
     assert "Not done yet: knn." in text
+    assert "RankMe of z over the epochs: from 9 to 9" in text
 
 
 def test_a_supervised_run_has_no_z_and_its_curve_is_on_labels_that_were_trained_on(tmp_path: Path) -> None:

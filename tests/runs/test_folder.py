@@ -86,3 +86,11 @@ def test_lists_of_numbers_are_written_on_one_line_and_read_back_unchanged(tmp_pa
     assert runs.read_json(path, "x.json") == content
     assert "[ 1, 2.5e-07, null, -3 ]" in text
     assert len(text.splitlines()) < 30
+
+
+def test_lists_in_texts_stay_as_they_are(tmp_path: Path) -> None:
+    content = {"command": "pretrain 'view_sizes=[ 20,  20]'", "classes": ["[  1]", 'quote " and [\t2 ]', "back\\slash [  3]"], "n": [1]}
+    path = new_run(tmp_path)
+    with runs.RunFolder(path) as folder:
+        folder.write("x.json", content)
+    assert runs.read_json(path, "x.json") == content

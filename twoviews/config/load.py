@@ -13,11 +13,10 @@ from typing import Any
 
 from twoviews.config import files
 from twoviews.config.hints import did_you_mean, hint, no_such_key
-from twoviews.config.schema import RULES, rule, show
+from twoviews.config.schema import PATH_KEYS, RULES, rule, show
 from twoviews.config.views import view_differences
 
 FLAGS = ("--multirun", "-m", "--cfg", "-c", "job", "--help", "-h")
-PATH_KEYS = ("resume", "init", "run", "run_id", "runs_dir", "data_dir", "classes", "to", "export_dir")  # their values are taken literally
 INPUTS = ("data_dir", "init", "classes")  # of these, files and folders that a later command reads again
 MOST_VALUES = 1000  # of one key in a sweep
 PLAIN_TEXT = re.compile(r"[A-Za-z0-9_.+-]+")  # needs no quotes in Hydra's grammar

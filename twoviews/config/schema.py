@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_DIR = Path(__file__).parent
+PATH_KEYS = ("resume", "init", "run", "run_id", "runs_dir", "data_dir", "classes", "to", "export_dir")  # their values are taken literally
 ROLES = {
     "science": "decides the trained weights",
     "machine": "where and how fast it runs",

@@ -6,8 +6,7 @@ from typing import Any
 
 import yaml
 
-from twoviews.config import PATH_KEYS
-from twoviews.config.schema import keys
+from twoviews.config.schema import PATH_KEYS, keys
 from twoviews.export.trained import Trained
 from twoviews.report.text import accuracy_table
 

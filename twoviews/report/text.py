@@ -47,11 +47,12 @@ def features_in_words(diagnostics: dict[str, dict[str, float]]) -> str:
 
 
 def _in_words(name: str, values: dict[str, float]) -> str:
-    spread, rank, dims = values["std"], values["rankme"], values["dims"]
+    spread, rank = values["std"], values["rankme"]
+    of = f" of {values['dims']:.0f}" if "dims" in values else ""  # 0.1.0 did not store it
     if spread < COLLAPSED or rank < 2:
         verdict = "collapsed: all images look alike to the encoder; try other augmentation or a lower learning rate"
     elif spread < SPREAD_FLOOR:
         verdict = "images look much alike to the encoder: train longer, or try other augmentation or a lower learning rate"
     else:
         verdict = f"not collapsed: images differ in about {rank:.0f} independent ways"
-    return f"features {name}: {verdict} (spread {spread:.2f}, where 1 is even and 0 collapsed; RankMe {rank:.1f} of {dims:.0f})"
+    return f"features {name}: {verdict} (spread {spread:.2f}, where 1 is even and 0 collapsed; RankMe {rank:.1f}{of})"

@@ -1,9 +1,10 @@
 """Tables of text for a terminal, or as Markdown, CSV or LaTeX."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 
-GAP, LEAST = 2, 14  # spaces between two columns; characters that a column of text keeps
+GAP, LEAST = 2, 16  # spaces between two columns; characters that a column of text keeps
 NUMBER = re.compile(r"|[\d.,]+( ± [\d.,]+)?")
 
 
@@ -55,8 +56,8 @@ def text(rows: list[dict[str, str]], width: int | None, leave_out: Sequence[str]
             .rstrip()
         )
 
-    note = [f"left out: {', '.join(without)}; format=csv and a wider terminal have them"] if without else []
-    return "\n".join([*map(shown, cells), *note])
+    note = f"left out: {', '.join(without)}; format=csv and a wider terminal have them" if without else ""
+    return "\n".join([*map(shown, cells), *textwrap.wrap(note, max(20, width or 0))])
 
 
 def _shortened(cell: str, width: int) -> str:

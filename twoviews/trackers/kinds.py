@@ -196,6 +196,7 @@ def identity(path: Path) -> str:
 
 
 def wandb_mode() -> str:
+    """Return the mode of Weights & Biases: offline unless the environment says otherwise."""
     return os.environ.get("WANDB_MODE", "offline")
 
 
