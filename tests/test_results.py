@@ -164,8 +164,10 @@ def test_every_command_of_a_table_of_results_is_accepted(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_every_command_of_a_page_is_accepted(path: Path) -> None:
-    refused = []
-    for words in commands(path.read_text(encoding="utf-8")):
+    refused, text = [], path.read_text(encoding="utf-8")
+    for words in commands(text):
+        if words[0] == "python" and f"`{words[-1]}` and type\n`python" in text.replace(" and type `python", " and type\n`python"):
+            continue  # a file that the page tells to write
         try:
             accept_any(words)
         except ValueError as error:

@@ -195,4 +195,4 @@ def test_a_neighbour_of_another_class_is_framed_and_counted() -> None:
     assert "nearest by the trained encoder: 1 of 2 of the same class" in written
     assert len(axes.images) == 5
     crosses = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "x"]
-    assert [int(x - left) for x, left in zip(crosses, (1.5, 1.5, 4.0), strict=True)] == [0, 1, 1]
+    assert [int(x - left) for x, left in zip(crosses, (1.5, 1.5, 7.0), strict=True)] == [0, 1, 1]

@@ -39,7 +39,7 @@ def neighbours_grid(found: dict[str, Any], data: Dataset) -> Any:
         data: whose images they are. With several classes, neighbours of another class have a frame and a cross.
     """
     images, labels = data.split(found["split"])
-    several, nearest = len(data.classes) > 1, len(found["trained"][0])
+    several, nearest = len(data.classes) > 1, max(5, len(found["trained"][0]))  # room for the words above
     left = {"raw_pixels": 1.5, "trained": 2.0 + nearest}  # in widths of an image
     margin, width, height = 2.6 * several, 2.0 + 2 * nearest, len(found["queries"])
     figure = _figure(0.62 * (margin + width), 0.62 * (height + 0.6))
