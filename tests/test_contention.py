@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny as small
+import torch
 from command_helpers import refused
 
 import twoviews
 from twoviews import contention, runs
 from twoviews.cli import main
 from twoviews.contention import Contention
+from twoviews.device import Machine
 from twoviews.progress import Progress
 
 Move = Callable[..., None]
@@ -63,6 +66,15 @@ def test_a_run_alone_gets_no_advice(cores: Move, monkeypatch: pytest.MonkeyPatch
 def test_where_the_system_does_not_say_nothing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(contention, "STAT", tmp_path / "none")
     assert Contention().advice() == ""
+
+
+def test_only_threads_that_wait_for_each_other_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = Machine(torch.device("cpu"), 2, "fp32", False)
+    assert contention.contention(two) is not None
+    assert contention.contention(replace(two, threads=1)) is None
+    assert contention.contention(replace(two, device=torch.device("cuda"))) is None
+    monkeypatch.setattr("twoviews.distributed.size", lambda: 2)
+    assert contention.contention(two) is None
 
 
 def test_the_bar_says_it_once(cores: Move, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

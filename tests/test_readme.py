@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pages
 import pytest
+import torch
 from command_helpers import cut_mini
 from pages import accept
 from PIL import Image
@@ -20,6 +21,7 @@ from twoviews import config, load_backbone, runs
 from twoviews.cli import main
 from twoviews.config import reference, schema
 from twoviews.data import READERS
+from twoviews.models.resnet import build_backbone
 from twoviews.pretrained import BUNDLED
 
 ROOT = Path(__file__).parent.parent
@@ -102,6 +104,11 @@ def test_k1_every_command_of_a_page_for_users_runs(
             changes |= {"queue_size": "18", "bn_splits": "4"} if any(word.startswith("recipe=moco") for word in rest) else {}
         elif "transfer=folder" in rest or verb in ("data", "embed"):
             changes["data_dir"] = str(tree)
+        if verb == "runs" and "dataset" in given:
+            changes["dataset"] = "fashion_mnist"
+        if "init" in given:
+            changes["init"] = str(tmp_path / "checkpoint.pth")
+            torch.save(build_backbone("thin16", in_channels=1, image_size=28)[0].state_dict(), changes["init"])
         if verb == "export":
             changes["export_dir"] = str(tmp_path / f"{len(done)}")
         if verb == "report" and "to" in given:
@@ -124,12 +131,15 @@ def test_k1_every_command_of_a_page_for_users_runs(
 def test_the_python_code_of_an_example_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     here: dict[str, Any] = {}
-    for snippet in pages.blocks(page.read_text(encoding="utf-8"), "python"):
-        exec(compile(snippet, page.name, "exec"), here)
+    first = page.with_name("own-images.md")  # it writes the folder `photos`, which others read
+    for path in dict.fromkeys((first, page)):
+        for snippet in pages.blocks(path.read_text(encoding="utf-8"), "python"):
+            exec(compile(snippet, path.name, "exec"), here)
     if "classifier" in here:
         assert here["classifier"].score(here["cells"].test_images, here["cells"].test_labels) > 0.75
     if page.stem == "own-images":
         assert len(list((tmp_path / "photos").glob("*/*.png"))) == 2000
+        assert len(list((tmp_path / "photos").iterdir())) == 8
 
 
 def test_k1_every_command_of_the_reference_projects_is_shown_and_accepted() -> None:

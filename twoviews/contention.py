@@ -48,10 +48,10 @@ class Contention:
 
 
 def contention(machine: "Machine") -> Contention | None:
-    """Return what notices other programs on the cores of a run, if the run computes there in one process."""
+    """Return what notices other programs on the cores of a run, if its threads wait for each other there."""
     from twoviews import distributed  # imports torch, which a progress bar does not need
 
-    return Contention() if machine.device.type == "cpu" and distributed.size() == 1 else None
+    return Contention() if machine.device.type == "cpu" and machine.threads > 1 and distributed.size() == 1 else None
 
 
 def _cores() -> set[int]:

@@ -174,7 +174,10 @@ def _plane(h: np.ndarray) -> tuple[str, np.ndarray]:
             warnings.simplefilter("ignore")  # that TensorFlow is missing, and that a fixed seed uses one thread
             from umap import UMAP
 
-            return "UMAP", UMAP(n_neighbors=max(2, int(near)), random_state=0).fit_transform(h)
+            # with these neighbours and this start, three of its functions less are compiled, which takes longer than the map itself
+            distance, row = torch.cdist(torch.from_numpy(h), torch.from_numpy(h)).topk(max(2, int(near)), largest=False)
+            known = (row.numpy(), distance.float().numpy())
+            return "UMAP", UMAP(n_neighbors=row.shape[1], precomputed_knn=known, init="pca", random_state=0).fit_transform(h)
     if find_spec("sklearn") is not None:
         from sklearn.manifold import TSNE
 
