@@ -35,7 +35,10 @@ LAYERS = [
 ]
 PARTS = [part for layer in LAYERS for part in layer]
 # What the order alone does not forbid.
-ONLY = {"methods": {"methods", "models", "losses", "distributed"}, "cli": {"config", "runs", "commands", "device", "distributed", "output"}}
+ONLY = {
+    "methods": {"methods", "models", "losses", "distributed"},
+    "cli": {"config", "runs", "commands", "device", "distributed", "output", "contention"},
+}
 # `config.load`; `config.schema` says what a key is, not its value
 SEE_CONFIG = {"build", "inputs", "train", "evaluation", "inspection", "finish", "commands", "cli", "api"}
 

@@ -13,7 +13,7 @@ import torch
 from command_helpers import refused
 
 import twoviews
-from twoviews import contention, runs
+from twoviews import cli, contention, runs
 from twoviews.cli import main
 from twoviews.contention import Contention
 from twoviews.device import Machine
@@ -66,6 +66,36 @@ def test_a_run_alone_gets_no_advice(cores: Move, monkeypatch: pytest.MonkeyPatch
 def test_where_the_system_does_not_say_nothing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(contention, "STAT", tmp_path / "none")
     assert Contention().advice() == ""
+
+
+def test_a_command_looks_before_torch_is_loaded_and_says_what_it_chose(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], few: Path, tmp_path: Path
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert not cli._can_still_choose(), "torch is loaded here"
+    monkeypatch.setattr(cli, "_can_still_choose", lambda: True)
+    words = [word for word in small.words(few, tmp_path / "runs", "max_steps=1", batch=small.FEW_BATCH) if not word.startswith("threads=")]
+    for share, says in ((0.1, False), (0.6, True)):
+        monkeypatch.setattr(contention, "busy_now", lambda share=share: share)
+        monkeypatch.setattr("twoviews.device.cores", lambda: 1)
+        assert main(["pretrain", *words]) == 0
+        assert ("other programs use 60 % of these cores: the threads of this command wait passively" in capsys.readouterr().out) == says
+        assert (os.environ.get("OMP_WAIT_POLICY") == "passive") == says
+
+
+def test_a_glance_is_short_and_counts_what_others_do(cores: Move, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        cores(wall=seconds, busy=1.5 * seconds, own=0.5 * seconds)
+
+    monkeypatch.setattr(contention.time, "sleep", sleep)
+    assert contention.busy_now() == pytest.approx(0.5, abs=0.07)
+    assert sum(slept) <= 0.2
+    monkeypatch.setattr(contention, "_cores", lambda: {0})
+    assert contention.busy_now() == 0, "one thread waits for nobody"
 
 
 def test_only_threads_that_wait_for_each_other_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:

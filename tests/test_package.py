@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
-from hatchling.build import build_wheel
+from hatchling.build import build_sdist, build_wheel
 from tiny import environment, only_run, summary
 
 import twoviews
@@ -89,3 +92,52 @@ def test_x5_an_installed_package_trains_on_its_bundled_data(tmp_path: Path, site
     assert summary(path)["train"]["steps"] == 2
     assert (path / "report.html").is_file()
     assert [p.name for p in (tmp_path / "empty").iterdir()] == ["runs"]
+
+
+def test_an_installed_package_needs_no_compiler_and_no_git(tmp_path: Path, site: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    env = environment(tmp_path) | {"PATH": str(tmp_path / "nothing")}
+    env["PYTHONPATH"] = f"{site}:{env['PYTHONPATH']}"
+    here = ["threads=1", "device=cpu"]
+    for words in (
+        ["pretrain", "recipe=demo", "backbone=thin16", "train_size=300", "max_steps=2", "probes=knn", *here],
+        ["evaluate", "run=latest", "probes=knn", *here],
+        ["report", "run=latest", *here],
+        ["export", "run=latest", "export_dir=exported"],
+        ["runs"],
+        ["doctor"],
+    ):
+        done = subprocess.run([sys.executable, "-m", "twoviews", *words], cwd=empty, env=env, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, (words, done.stderr)
+    (path,) = [path for path in (empty / "runs").iterdir() if path.is_dir()]
+    assert (path / "report.html").is_file()
+
+
+def test_the_sdist_builds_the_same_wheel_and_needs_no_git(tmp_path: Path, wheel: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        archive = tmp_path / build_sdist(str(tmp_path))
+        with tarfile.open(archive) as tar:
+            tar.extractall(tmp_path, filter="data")
+        patch.chdir(tmp_path / archive.name.removesuffix(".tar.gz"))
+        patch.setenv("PATH", "")
+        again = tmp_path / build_wheel(str(tmp_path))
+    with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
+        assert {name: first.read(name) for name in first.namelist() if not name.endswith("RECORD")} == {
+            name: second.read(name) for name in second.namelist() if not name.endswith("RECORD")
+        }
+
+
+def test_version_citation_and_changelog_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    newest = re.search(r"^## (\S+?),? ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.M)
+    assert newest is not None
+    assert project["version"] == citation["version"] == newest[1] == twoviews.__version__
+    assert project["license"] == citation["license"]
+    extras = project["optional-dependencies"]
+    (every,) = extras["all"]
+    assert set(re.split("[\\[\\],]", every)[1:-1]) == set(extras) - {"all", "dev", "bench"}
+    for name in set(extras) - {"all", "dev", "bench"}:
+        assert set(extras[name]) <= set(extras["dev"]) | set(extras["bench"]) | set(project["dependencies"]) | set(extras["report"]), name

@@ -6,6 +6,7 @@ Each name is imported when it is first used, so that `twoviews --help` does not 
 """
 
 import importlib
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ __all__ = ["Embedder", "StepFailed", "ViewSpec", "Views", "embed", "evaluate", "
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("twoviews")
     if name not in _MODULES:
         raise AttributeError(f"module 'twoviews' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)

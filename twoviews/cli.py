@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from twoviews import config, output
+from twoviews import config, contention, output
 from twoviews.config.hints import did_you_mean, usage
 from twoviews.config.schema import RULES, VERBS
 
@@ -158,12 +158,22 @@ def _check_paths(cfg: config.Config) -> None:
         runs.check_unlocked(runs.find(cfg.run, Path(cfg.runs_dir)))
 
 
+def _can_still_choose() -> bool:
+    """Return whether torch will read how its threads wait: it is not loaded, this is the only process, and nobody has said it."""
+    return "torch" not in sys.modules and "WORLD_SIZE" not in os.environ and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ)
+
+
 def _run(verb: str, cfg: config.Config) -> int:
     from twoviews import runs
 
     if cfg.get("threads") == "polite":  # as many threads as without it, so that results stay equal
         os.environ["OMP_WAIT_POLICY"] = "passive"
         cfg["threads"], cfg.given = None, tuple(key for key in cfg.given if key != "threads")
+    elif verb in ("pretrain", "evaluate", "embed") and cfg.get("threads", 1) is None and _can_still_choose():
+        share = contention.busy_now()
+        if share >= contention.SHARE:
+            os.environ["OMP_WAIT_POLICY"] = "passive"
+            print(f"other programs use {100 * share:.0f} % of these cores: the threads of this command wait passively (threads=polite)")
     if verb != "bench" and "OMP_WAIT_POLICY" not in os.environ:  # a benchmark's other tools keep their own default
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when torch is imported
     follows = _rank() > 0  # of several processes: the first one reports what is wrong with the run folder

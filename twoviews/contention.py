@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 STAT = Path("/proc/stat")  # of Linux; elsewhere nothing is noticed
 AFTER, SHARE = 10.0, 0.25  # seconds until the first answer; share of the cores' time that others must use
+GLANCE = 0.15  # seconds that a command looks before it starts
 
 
 class Contention:
@@ -18,12 +19,12 @@ class Contention:
     def __init__(self) -> None:
         self._start = self._now()
 
-    def share(self) -> float | None:
-        """Return the share of the cores' time that other programs used, in [0, 1]; None before `AFTER` seconds, or where it is unknown."""
+    def share(self, after: float = AFTER) -> float | None:
+        """Return the share of the cores' time that other programs used, in [0, 1]; None before so many seconds, or where it is unknown."""
         if self._start is None or (now := self._now()) is None:
             return None
         wall, busy, own = (b - a for a, b in zip(self._start, now, strict=True))
-        return max(0.0, min(1.0, (busy - own) / (wall * len(_cores())))) if wall >= AFTER else None
+        return max(0.0, min(1.0, (busy - own) / (wall * len(_cores())))) if wall >= after else None
 
     def advice(self) -> str:
         """Return a line for a user whose run shares its cores, else an empty text."""
@@ -45,6 +46,15 @@ class Contention:
             return None
         busy = (sum(map(sum, counts)) - idle) / os.sysconf("SC_CLK_TCK")  # without idle and waiting for a disk
         return time.monotonic(), busy, time.process_time()
+
+
+def busy_now() -> float:
+    """Return the share of the cores' time that other programs use in this moment; 0 where it is unknown, or there is one core."""
+    if len(_cores()) < 2:
+        return 0.0
+    watch = Contention()
+    time.sleep(GLANCE)
+    return watch.share(0.0) or 0.0
 
 
 def contention(machine: "Machine") -> Contention | None:
