@@ -36,7 +36,7 @@ def settings(name: str, batch: int, net: str) -> config.Config:
 
 
 def base_of(name: str, cfg: config.Config) -> tuple[str, dict[str, Any]]:
-    """Return SimCLR with the projector and the forward passes of a method: a name, and what differs from its recipe."""
+    """Return SimCLR with the network and the forward passes of a method: a name, and what differs from SimCLR's recipe."""
     if "out_dim" not in cfg:  # supervised
         return base_of("simclr", settings("simclr", cfg.batch_size, cfg.backbone))
     changes = {key: cfg[key] for key in NETWORK} | {"one_forward": cfg.get("one_forward", False), "bn_splits": cfg.get("bn_splits", 1)}
@@ -60,7 +60,7 @@ def contenders(batch: int, net: str) -> dict[str, Callable[[], Any]]:
 def made(cfg: config.Config) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return functions that take one training step, and that compute the projections of two views without gradient."""
     parts = build.build(cfg)
-    if cfg.method == "simclr" and cfg.get("bn_splits", 1) > 1:
+    if cfg.method == "simclr" and cfg.get("bn_splits", 1) > 1:  # the base of MoCo; its constructor does this by itself
         for module in (parts.method.backbone, parts.method.get_submodule("projector")):
             split_batchnorm(module, cfg.bn_splits)
     u = parts.views.draw(0, 0, cfg.batch_size).to(parts.machine.dtype)

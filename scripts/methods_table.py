@@ -109,13 +109,19 @@ def accuracy(summary: dict[str, Any], **protocol: Any) -> float:
     return float(found)
 
 
+def step_ms(method: str) -> float:
+    """Return the milliseconds of a step by `twoviews bench what=methods`, where all methods took turns on one machine."""
+    with (ROOT / "results/speed.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if (row["what"], row["way"], row["unit"]) == ("methods", method, "ms a step")]
+    return float(rows[-1]["value"])
+
+
 def row(recipe: str, changes: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the row of a method: means over seeds."""
+    """Return the row of a method: means over seeds, and computed seconds of training, because the runs had other work beside them."""
     words = [word(name, value) for name, value in changes.items()]
     values: dict[str, list[float]] = {
         "knn10": [100 * knn(summary) for summary in found],
         "linear": [100 * accuracy(summary, probe="linear_precomp", solver="lbfgs") for summary in found],
-        "training_s": [summary["train"]["seconds"] for summary in found],
         "rankme": [summary["diagnostics"]["z" if "z" in summary["diagnostics"] else "h"]["rankme"] for summary in found],
         "memory_gib": [summary["train"]["peak_bytes"] / 2**30 for summary in found],
     }
@@ -123,6 +129,7 @@ def row(recipe: str, changes: dict[str, Any], found: list[dict[str, Any]]) -> di
     for name, numbers in values.items():
         out[name] = round(mean(numbers), 2)
         out[f"{name}_std"] = round(stdev(numbers), 2) if len(numbers) > 1 else ""
+    out["computed_s"] = round(found[0]["train"]["steps"] * step_ms(found[0]["method"]) / 1000)
     manifest = found[0]["manifest"]
     command = f"twoviews pretrain recipe={recipe} epochs={EPOCHS} probe_every=0 data_dir=data/cifar10-jpeg {' '.join(words)}"
     command += f" seed={','.join(str(summary['seed']) for summary in found)} --multirun"

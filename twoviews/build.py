@@ -25,12 +25,13 @@ from twoviews.methods.base import Method
 from twoviews.models.batchnorm import sync_batchnorm
 from twoviews.models.resnet import build_backbone, whiten_stem
 from twoviews.pretrained import BUNDLED
-from twoviews.probes.embed import CHUNK, embed, frozen
+from twoviews.probes.embed import embed, frozen
 from twoviews.rng import seeded
 from twoviews.runs import weights
 from twoviews.views import Views
 
 FROM_DATA = ("backbone", "embed_dim", "num_classes", "num_images", "num_views", "num_full_views")  # arguments that are not keys
+EMBEDDED = 250  # images whose views are made at a time; this bounds the memory
 LEAST_SAMPLE = 200  # images; statistics of fewer say little: RankMe is at most their number
 WHITEN_IMAGES = 5000  # training images from which the statistics of patches are computed
 
@@ -64,16 +65,19 @@ class Parts:
 
         return distributed.in_parts(of, images)
 
-    def views_of(self, images: Tensor, *, seed: int, step: int) -> list[Tensor]:
-        """Return the views (n, C, h, w) of images, as training draws them."""
-        u = self.views.draw(seed, step, len(images)).to(self.machine.device, self.machine.dtype)
-        return make_views(self.machine, self.views)(images.to(self.machine.device), u)
-
     @torch.no_grad()
-    def embed_view(self, module: nn.Module, view: Tensor) -> Tensor:
-        """Return features (n, D) float32 of one view (n, C, h, w) by a frozen module of this run."""
+    def embed_views(self, module: nn.Module, images: Tensor, *, seed: int, step: int) -> list[Tensor]:
+        """Return features of views of images, as training draws them, by a frozen module of this run: V tensors (n, D) float32.
+
+        The views are made by torch, a few images at a time: a compiled function would be compiled again for their number.
+        """
+        device, found = self.machine.device, []
         with frozen(module), self.machine.autocast():
-            return torch.cat([module(x).float() for x in torch.split(view, CHUNK)]).cpu()
+            for start in range(0, len(images), EMBEDDED):
+                part = images[start : start + EMBEDDED].to(device)
+                u = self.views.draw(seed, step, len(part), start).to(device, self.machine.dtype)
+                found.append([module(view).float().cpu() for view in self.views(part, u)])
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
 def build(cfg: Config, data: Arrays | None = None, *, trains: bool = True) -> Parts:

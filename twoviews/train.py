@@ -255,7 +255,7 @@ def _diverged(run: runs.RunFolder, cfg: Config, rows: list[dict[str, Any]], bad:
         "command": f"{distributed.program()} " + shlex.join(["pretrain", f"resume={run.path}", f"max_steps={row['step'] + 1}"]),
     }
     run.write(runs.REPLAY, replay)
-    more = " or a larger whitening_eps" if "whitening_eps" in cfg else ""
+    more = " or a smaller out_dim" if "whitening_eps" in cfg else ""
     problem = f"loss {row['loss']}" if not math.isfinite(row["loss"]) else f"loss {row['loss']:.4g} and weights that are not finite"
     return FloatingPointError(
         f"{problem} at step {row['step']}, learning rate {row['lr']:g}: try a lower learning_rate{more}; the last checkpoint is kept; "
