@@ -54,7 +54,7 @@ clean:
 
 .venv/.demo: pyproject.toml | .venv/bin/python
 	@echo "Installing TwoViews and PyTorch into .venv (about 6 GB on Linux, where PyTorch brings its GPU libraries)"
-	$(PIP) -e '.[report]'
+	$(PIP) -e .
 	@du -sh .venv
 	touch $@
 

@@ -16,6 +16,7 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "TwoViews"
 html_static_path: list[str] = []
+copybutton_exclude = ".linenos, .gp, .c1"  # comments of shell commands: zsh would run them
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 nitpicky = False

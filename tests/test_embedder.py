@@ -308,17 +308,6 @@ def test_nothing_global_changes(folder: Path) -> None:
     assert state() == before
 
 
-def test_it_works_without_scikit_learn(tmp_path: Path, folder: Path) -> None:
-    script = f"""
-import sys
-sys.modules["sklearn"] = None
-from twoviews.embedder import Embedder
-print(Embedder({COLOUR!r}, device="cpu").fit({str(folder)!r}).transform({str(folder)!r}).shape)
-"""
-    done = subprocess.run([sys.executable, "-c", script], env=environment(tmp_path), capture_output=True, text=True, timeout=120)
-    assert done.stdout == f"({N}, 128)\n", done.stderr
-
-
 def test_the_example_prints_nearest_neighbours(tmp_path: Path, folder: Path) -> None:
     good = names(folder)
     (folder / "bad.png").write_text("no image")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -140,4 +141,31 @@ def test_version_citation_and_changelog_agree() -> None:
     (every,) = extras["all"]
     assert set(re.split("[\\[\\],]", every)[1:-1]) == set(extras) - {"all", "dev", "bench"}
     for name in set(extras) - {"all", "dev", "bench"}:
-        assert set(extras[name]) <= set(extras["dev"]) | set(extras["bench"]) | set(project["dependencies"]) | set(extras["report"]), name
+        assert set(extras[name]) <= set(extras["dev"]) | set(extras["bench"]) | set(project["dependencies"]), name
+
+
+OF_EXTRAS = {  # modules that `dependencies` does not install, and the only files that import them
+    "parquet": {"pyarrow": "commands/embed.py"},
+    "onnx": {"onnx": "export/onnx.py", "onnxscript": "export/onnx.py", "onnxruntime": "export/onnx.py"},
+    "hub": {"huggingface_hub": "export/hub.py"},
+    "umap": {"umap": "inspection.py"},
+}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "sklearn": "scikit-learn"}
+
+
+def test_every_module_that_is_imported_is_a_dependency_or_an_extra_of_one_file() -> None:
+    """An environment without the tools of developers has the dependencies alone."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    installed = {re.split(r"[<>=\[]", line)[0] for line in project["dependencies"]}
+    optional = {name: file for modules in OF_EXTRAS.values() for name, file in modules.items()}
+    optional |= dict.fromkeys(("tensorboard", "wandb", "trackio", "mlflow"), "trackers/followers.py")
+    missing = []
+    for path in PACKAGE.rglob("*.py"):
+        file = str(path.relative_to(PACKAGE))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            for name in {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"twoviews"}:
+                if DISTRIBUTIONS.get(name, name) not in installed and optional.get(name) != file:
+                    missing.append(f"{file}: {name}")
+    assert missing == []

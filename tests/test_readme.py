@@ -133,8 +133,13 @@ def test_the_python_code_of_an_example_runs(page: Path, tmp_path: Path, monkeypa
     here: dict[str, Any] = {}
     first = page.with_name("own-images.md")  # it writes the folder `photos`, which others read
     for path in dict.fromkeys((first, page)):
-        for snippet in pages.blocks(path.read_text(encoding="utf-8"), "python"):
-            exec(compile(snippet, path.name, "exec"), here)
+        for language, snippet in re.findall(r"^```(bash|python)\n(.*?)^```$", path.read_text(encoding="utf-8"), flags=re.M | re.S):
+            if language == "python":
+                exec(compile(snippet, path.name, "exec"), here)
+                continue
+            for words in pages.lines(f"```bash\n{snippet}```", "twoviews"):  # those that write what the code reads
+                if path == page and words[0] in ("embed", "export") and {"to=features.npz", "to=onnx"} & set(words):
+                    assert main([word.replace("run=latest", "run=simclr-blood_cells-thin32") for word in words]) == 0
     if "classifier" in here:
         assert here["classifier"].score(here["cells"].test_images, here["cells"].test_labels) > 0.75
     if page.stem == "own-images":
@@ -193,3 +198,10 @@ def test_the_file_tree_is_what_scripts_tree_writes(monkeypatch: pytest.MonkeyPat
     assert max(map(len, tree.tree().splitlines())) <= tree.WIDTH
     modules = {path.name for path in (ROOT / "twoviews").rglob("*.py") if not path.name.startswith("__")}
     assert modules <= {line.split()[0] for line in tree.tree().splitlines()}
+
+
+@pytest.mark.parametrize("page", ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))])
+def test_no_comment_stands_behind_a_command(page: str) -> None:
+    """Zsh, the shell of macOS, would pass its words to the command."""
+    shown = pages.blocks((ROOT / page).read_text(encoding="utf-8"), "bash")
+    assert [line for text in shown for line in text.splitlines() if re.search(r"[^#\s].* #", line)] == []

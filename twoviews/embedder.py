@@ -40,7 +40,7 @@ class Features:
 
 
 class Embedder:
-    """Turn images into features by a trained backbone. It is a transformer of scikit-learn, which need not be installed.
+    """Turn images into features by a trained backbone. It is a transformer of scikit-learn.
 
         features = Embedder("simclr-blood_cells-thin32").transform("photos")
 

@@ -178,9 +178,6 @@ def _plane(h: np.ndarray) -> tuple[str, np.ndarray]:
             distance, row = torch.cdist(torch.from_numpy(h), torch.from_numpy(h)).topk(max(2, int(near)), largest=False)
             known = (row.numpy(), distance.float().numpy())
             return "UMAP", UMAP(n_neighbors=row.shape[1], precomputed_knn=known, init="pca", random_state=0).fit_transform(h)
-    if find_spec("sklearn") is not None:
-        from sklearn.manifold import TSNE
+    from sklearn.manifold import TSNE  # takes a second
 
-        return "t-SNE", TSNE(init="pca", perplexity=near, random_state=0).fit_transform(h)
-    centred = torch.from_numpy(h - h.mean(0))
-    return "PCA", (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T).numpy()
+    return "t-SNE", TSNE(init="pca", perplexity=near, random_state=0).fit_transform(h)

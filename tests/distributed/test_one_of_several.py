@@ -21,6 +21,7 @@ def several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_group", processes.Group(1, 4, 1, 2, 4, None))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "message"),
     [

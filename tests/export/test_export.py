@@ -65,6 +65,7 @@ def written(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return printed.split("):\n\n", 1)[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("backbone", "channels", "size"), NETS)
 @pytest.mark.parametrize("to", ["torchvision", "timm", "onnx"])
 def test_the_printed_lines_give_the_same_features(
@@ -87,6 +88,7 @@ def test_the_printed_lines_give_the_same_features(
         assert torch.equal(features(folder / "model.safetensors", images), wanted)
 
 
+@pytest.mark.long
 def test_the_description_and_the_card_say_what_a_user_needs(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "exported"
     lines = written(capsys, f"run={finished}", f"export_dir={folder}")
@@ -176,6 +178,7 @@ class Hub:
         self.received = {path.name: path.read_bytes() for path in folder_path.iterdir()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("to", ["hub", "timm", "onnx"])
 def test_the_card_of_a_push_loads_what_was_pushed(
     to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -200,6 +203,7 @@ def test_a_run_is_named_from_within_its_folder(finished: Path, monkeypatch: pyte
     assert export.read(".", tmp_path).name == export.read(runs.BACKBONE, tmp_path).name == finished.name
 
 
+@pytest.mark.long
 def test_timms_keys_are_there_where_timm_builds_the_same_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for size, same in ((32, False), (96, True)):
         written(capsys, f"run={weights_file(tmp_path, 'resnet18', 3, size)}", "to=timm", f"export_dir={tmp_path / str(size)}")
@@ -237,6 +241,7 @@ def test_nobody_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         hub.check("ada/cells")
 
 
+@pytest.mark.long
 def test_lines_for_the_hub_load_the_file_that_was_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 

@@ -122,12 +122,6 @@ def test_names_of_probes_are_parsed_and_unknown_ones_refused() -> None:
             protocols.parse(probes, solver)
 
 
-def test_missing_scikit_learn_is_an_error_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocols, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'twoviews\[report\]'"):
-        protocols.parse("linear_precomp", "sklearn")
-
-
 def test_schedules_of_the_reference_projects_are_those_of_their_readmes() -> None:
     def numbers(name: str, protocol: str = "dkobak", **changes: Any) -> tuple[Any, ...]:
         s = protocols.schedule(name, protocol=protocol, **{"backbone": "resnet18", "batch_size": 512, **changes})

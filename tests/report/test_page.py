@@ -92,6 +92,7 @@ def test_one_class_and_many_classes_have_a_page(classes: int, tmp_path: Path) ->
     assert '<table class="matrix">' not in text
 
 
+@pytest.mark.long
 def test_large_photos_fit_into_five_megabytes(tmp_path: Path) -> None:
     text = drawn(tmp_path, photos(10, 224, test=1000), "recipe=cifar_thin", "dataset=folder", "data_dir=x", "image_size=224")
     assert len(text.encode()) < 5e6

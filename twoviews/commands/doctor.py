@@ -2,7 +2,6 @@
 
 import shutil
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -23,9 +22,6 @@ def run(cfg: Config) -> int:
         "processor": f"{device.cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, bf16 in hardware: {_yes(device.has_bf16('cpu'))}",
         "GPU": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
         "compiler": device.compiler() or "none: views are computed in PyTorch, several times more slowly (install g++)",
-        "report extra": _yes(
-            find_spec("matplotlib") is not None and find_spec("jinja2") is not None, "no: pip install 'twoviews[report]' for report.html"
-        ),
         "runs_dir": f"{folder}, {shutil.disk_usage(existing).free / 2**30:.0f} GiB free",
         "Fashion-MNIST": _yes(DEBIAN.is_dir(), "not installed: a first run downloads it; fashion_mini is in the package"),
     }

@@ -7,22 +7,22 @@ from twoviews.config.load import Config
 
 FAR = 5  # times above the largest, or below the smallest value of the recipes
 AGAINST_COLLAPSE = {
-    "moco": "lower learning_rate, raise ema_decay, or set bn_splits above 1",
-    "moco_v3": "lower learning_rate, or raise ema_decay",
-    "nnclr": "lower learning_rate, or raise queue_size",
-    "byol": "raise ema_decay, lower learning_rate, and keep hidden_bn=true",
-    "simsiam": "lower learning_rate, and keep hidden_bn=true and output_bn=true",
+    "moco": "lower base_learning_rate, raise ema_decay, or set bn_splits above 1",
+    "moco_v3": "lower base_learning_rate, or raise ema_decay",
+    "nnclr": "lower base_learning_rate, or raise queue_size",
+    "byol": "raise ema_decay, lower base_learning_rate, and keep hidden_bn=true",
+    "simsiam": "lower base_learning_rate, and keep hidden_bn=true and output_bn=true",
     "swav": "lower sinkhorn_temperature, or raise queue_size if the batch is small",
     "dino": "lower teacher_temperature, or raise centre_decay or ema_decay",
-    "barlow_twins": "lower learning_rate, or raise batch_size",
-    "vicreg": "raise variance, or lower invariance or learning_rate",
+    "barlow_twins": "lower base_learning_rate, or raise batch_size",
+    "vicreg": "raise variance, or lower invariance or base_learning_rate",
     "wmse": "set whitening_eps=0, raise whitening_size, or lower out_dim",
 }
 
 
 def against_collapse(method: str) -> str:
     """Return what to change when the projections of a method collapse."""
-    return AGAINST_COLLAPSE.get(method, "lower learning_rate, or raise temperature")
+    return AGAINST_COLLAPSE.get(method, "lower base_learning_rate, or raise temperature")
 
 
 def warnings(cfg: Config) -> list[str]:

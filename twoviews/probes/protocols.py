@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -88,8 +87,6 @@ def parse(probes: str, solver: str | None = None) -> tuple[str, ...]:
             raise ValueError(f"probes={probes}: expected fast, reference, all or a list of {', '.join(PROBES)}, got {name!r}")
     if solver is None:
         return names
-    if solver == "sklearn" and find_spec("sklearn") is None:
-        raise ValueError("solver=sklearn: scikit-learn is not installed: pip install 'twoviews[report]'")
     if "linear_precomp" not in names:
         raise ValueError(f"solver={solver}: probes={probes} has no linear_precomp: add it, or leave solver out")
     kept = [name for name in names if not name.startswith("linear_precomp ")]

@@ -2,36 +2,28 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+
+import jinja2
 
 from twoviews import distributed, runs
 from twoviews.data.dataset import Dataset
-from twoviews.report import compare, page
+from twoviews.report import compare, page, plots
 from twoviews.report.text import features_in_words, table_row
 from twoviews.runs import tables, weights
 from twoviews.views import Views
 
-MISSING = "to get it: pip install 'twoviews[report]', then twoviews report"
-
 
 def write(folder: runs.RunFolder, views: Views, data: Dataset) -> None:
-    """Write `report.html` and `neighbours.png` of a finished run; without the extra `report`, print what to install.
+    """Write `report.html` and `neighbours.png` of a finished run.
 
     Args:
         folder: of the run.
         views: whose augmentation is shown on some of the images.
         data: that the run was trained on.
     """
-    try:
-        import jinja2
-
-        from twoviews.report import plots
-    except ImportError:
-        print(f"no report.html: {MISSING}")
-        return
     summary, manifest = runs.read_json(folder.path, runs.SUMMARY), runs.read_json(folder.path, runs.MANIFEST)
     html = (
-        _environment(jinja2)
+        _environment()
         .get_template("report.html")
         .render(
             summary=summary,
@@ -67,23 +59,16 @@ def comparison(folders: list[Path]) -> str:
 
     Args:
         folders: of the runs.
-
-    Raises:
-        ValueError: if the extra `report` is not installed.
     """
-    try:
-        import jinja2
-    except ImportError:
-        raise ValueError(f"no page: {MISSING}") from None
-    return str(_environment(jinja2).get_template("compare.html").render(**compare.content(folders)))
+    return str(_environment().get_template("compare.html").render(**compare.content(folders)))
 
 
-def _environment(jinja2: Any) -> Any:
+def _environment() -> jinja2.Environment:
     """Return the templates of this folder: every value is escaped, and one that is missing is an error."""
     folder = resources.files("twoviews").joinpath("report/templates")
     texts = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
-    options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    return jinja2.Environment(loader=jinja2.DictLoader(texts), **options)
+    loader, undefined = jinja2.DictLoader(texts), jinja2.StrictUndefined
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=undefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _filters(path: Path) -> str | None:
