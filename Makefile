@@ -60,7 +60,7 @@ clean:
 
 .venv/.dev: pyproject.toml | .venv/bin/python
 	@echo "Installing TwoViews, PyTorch and the tools for development into .venv (about 6 GB on Linux)"
-	$(PIP) -e '.[report,dev]'
+	$(PIP) -e '.[dev]'
 	@du -sh .venv
 	touch $@ .venv/.demo
 
