@@ -199,8 +199,8 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ("eval", "eval: no such verb: did you mean evaluate?"),
         ("run", "run: no such verb: did you mean runs?"),
         ("docter", "docter: no such verb: did you mean doctor?"),
-        ("recipe=demo", "recipe=demo: expected a verb before the key: type twoviews pretrain recipe=demo\n"),
-        ("--run=a", "--run=a: expected a verb before the key: type twoviews evaluate run=a (or after embed, report)"),
+        ("recipe=demo", "recipe=demo: expected a verb before the key: type twoviews pretrain recipe=demo (or after runs)\n"),
+        ("--run=a", "--run=a: expected a verb before the key: type twoviews evaluate run=a (or after embed, export, runs, report)"),
         ("demo", "demo: no such verb: type twoviews pretrain recipe=demo"),
     ],
 )

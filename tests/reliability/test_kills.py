@@ -22,7 +22,7 @@ Ask = Callable[..., dict[str, Any]]
 
 @pytest.mark.parametrize("recipe", ["fashion_thin", "moco_thin"])
 @pytest.mark.parametrize(
-    ("count", "seed"), [(2, 0), *(pytest.param(25, seed, marks=HARD) for seed in (1, 2, 3, 4))]
+    ("count", "seed"), [(1, 0), *(pytest.param(25, seed, marks=HARD) for seed in (1, 2, 3, 4))]
 )  # for parallel workers
 def test_c1_a_run_killed_at_random_instants_equals_the_straight_run(harness: Ask, recipe: str, count: int, seed: int) -> None:
     assert harness("kills", count, recipe=recipe, seed=seed)["runs"] == count

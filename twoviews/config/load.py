@@ -20,6 +20,7 @@ FLAGS = ("--multirun", "-m", "--cfg", "-c", "job", "--help", "-h")
 INPUTS = ("data_dir", "init", "classes")  # of these, files and folders that a later command reads again
 MOST_VALUES = 1000  # of one key in a sweep
 PLAIN_TEXT = re.compile(r"[A-Za-z0-9_.+-]+")  # needs no quotes in Hydra's grammar
+REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")  # user/name on the Hugging Face Hub
 
 
 class Config(dict[str, Any]):
@@ -77,6 +78,8 @@ def assemble(verb: str, given: dict[str, Any]) -> Config:
     cfg.given = tuple(given)
     if verb == "pretrain" and cfg.resume is None:  # a resumed run keeps its own values
         _check_together(cfg)
+    if cfg.get("push") is not None and not REPOSITORY.fullmatch(cfg.push):
+        raise ValueError(f"push={cfg.push}: expected user/name, such as push=ada/cells")
     return cfg
 
 

@@ -1,10 +1,7 @@
 """Push an exported folder to the Hugging Face Hub: only where the user asks for it."""
 
-import re
 from importlib.util import find_spec
 from pathlib import Path
-
-REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def check(repository: str) -> None:
@@ -14,10 +11,8 @@ def check(repository: str) -> None:
         repository: `user/name`.
 
     Raises:
-        ValueError: if that is no name, the package is missing, or nobody is logged in.
+        ValueError: if the package is missing, or nobody is logged in.
     """
-    if not REPOSITORY.fullmatch(repository):
-        raise ValueError(f"push={repository}: expected user/name, such as push=ada/cells")
     if (spec := find_spec("huggingface_hub")) is None or spec.origin is None:
         raise ValueError("push: needs huggingface_hub: pip install 'twoviews[hub]'")
     from huggingface_hub import get_token
