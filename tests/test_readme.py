@@ -92,6 +92,7 @@ def test_k1_every_command_of_a_page_for_users_runs(
     shown = [words for words in found if not {"--help", "--cfg"} & set(words)]
     if not any(words[0] == "pretrain" for words in shown):
         shown = [["pretrain", "recipe=cifar_thin"], *shown]
+    backbone = "resnet18" if any("to=timm" in words for words in shown) else "thin16"  # timm has no thin networks
     done: list[list[str]] = []
     for verb, *rest in shown:
         changes = {"device": "cpu", "threads": "1", "compile": "false", "runs_dir": str(runs_dir), "max_steps": "2"}
@@ -99,7 +100,7 @@ def test_k1_every_command_of_a_page_for_users_runs(
         if "resume" in given:
             changes["resume"] = str(runs.folders(runs_dir)[-1])
         elif verb == "pretrain":
-            changes |= {"backbone": "thin16", "batch_size": str(FEW_BATCH), "min_learning_rate": "0", "epochs": "1", "warmup_epochs": "0"}
+            changes |= {"backbone": backbone, "batch_size": str(FEW_BATCH), "min_learning_rate": "0", "epochs": "1", "warmup_epochs": "0"}
             changes |= {"data_dir": str(tree)} if "dataset=folder" in rest else {"dataset": "fashion_mnist", "data_dir": str(few)}
             changes |= {"queue_size": "18", "bn_splits": "4"} if any(word.startswith("recipe=moco") for word in rest) else {}
         elif "transfer=folder" in rest or verb in ("data", "embed"):
@@ -108,7 +109,8 @@ def test_k1_every_command_of_a_page_for_users_runs(
             changes["dataset"] = "fashion_mnist"
         if "init" in given:
             changes["init"] = str(tmp_path / "checkpoint.pth")
-            torch.save(build_backbone("thin16", in_channels=1, image_size=28)[0].state_dict(), changes["init"])
+            channels, size = (3, 96) if "image_size=96" in rest else (1, 28)
+            torch.save(build_backbone(backbone, in_channels=channels, image_size=size)[0].state_dict(), changes["init"])
         if verb == "export":
             changes["export_dir"] = str(tmp_path / f"{len(done)}")
         if verb == "report" and "to" in given:

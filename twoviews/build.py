@@ -25,7 +25,7 @@ from twoviews.methods.base import Method
 from twoviews.models.batchnorm import sync_batchnorm
 from twoviews.models.resnet import build_backbone, whiten_stem
 from twoviews.pretrained import BUNDLED
-from twoviews.probes.embed import embed, frozen
+from twoviews.probes.embed import chunk, embed, frozen
 from twoviews.rng import seeded
 from twoviews.runs import weights
 from twoviews.views import Views
@@ -71,10 +71,10 @@ class Parts:
 
         The views are made by torch, a few images at a time: a compiled function would be compiled again for their number.
         """
-        device, found = self.machine.device, []
+        device, found, count = self.machine.device, [], chunk(images, EMBEDDED)
         with frozen(module), self.machine.autocast():
-            for start in range(0, len(images), EMBEDDED):
-                part = images[start : start + EMBEDDED].to(device)
+            for start in range(0, len(images), count):
+                part = images[start : start + count].to(device)
                 u = self.views.draw(seed, step, len(part), start).to(device, self.machine.dtype)
                 found.append([module(view).float().cpu() for view in self.views(part, u)])
         return [torch.cat(parts) for parts in zip(*found, strict=True)]

@@ -153,8 +153,8 @@ MUTANTS = [
     Mutant(
         "names in the report are not escaped",
         "report/html.py",
-        '"autoescape": True',
-        '"autoescape": False',
+        "autoescape=True",
+        "autoescape=False",
         "test_x2_names_in_the_report_are_escaped",
     ),
 ]

@@ -11,7 +11,7 @@ import torch
 from probe_helpers import some_images, trained_net
 from torch import Tensor, nn
 
-from twoviews.probes.embed import embed, finite, pixels
+from twoviews.probes.embed import chunk, embed, finite, pixels
 
 # By name: `twoviews.probes.embed` may be the module or a function of that name, whichever was bound last.
 EMBED_MODULE = importlib.import_module("twoviews.probes.embed")
@@ -82,3 +82,23 @@ def test_pixels_are_rows_in_the_unit_interval() -> None:
     images = some_images(3)
     assert pixels(images).shape == (3, 192)
     torch.testing.assert_close(pixels(images)[1], images[1].reshape(-1) / 255)
+
+
+@pytest.mark.parametrize(("side", "at_once"), [(28, 1000), (32, 1000), (64, 256), (224, 20), (1024, 16)])
+def test_large_images_are_computed_fewer_at_a_time(side: int, at_once: int) -> None:
+    assert chunk(torch.empty(0, 3, side, side)) == at_once
+    assert chunk(torch.empty(0, 3, side, side), 18) == min(18, at_once)
+
+
+def test_features_are_those_of_all_images_when_they_are_computed_in_parts() -> None:
+    images, counts = torch.randint(0, 256, (50, 3, 192, 192), dtype=torch.uint8), []
+
+    class Means(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            counts.append(len(x))
+            return x.mean((2, 3))
+
+    found = features_of(Means(), images)
+    assert counts == [28, 22]
+    expected = (images.float().mean((2, 3)) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    torch.testing.assert_close(found, expected)

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from twoviews.device import send
 from twoviews.progress import Progress
 
-CHUNK = 1000  # images in one forward pass; this bounds the memory
+CHUNK, LEAST_CHUNK = 1000, 16  # images in one forward pass
+PIXELS = 2**20  # in one forward pass, which bounds the memory: 1,000 images of 32 x 32 pixels, or 20 of 224 x 224
+
+
+def chunk(images: Tensor, most: int | None = None) -> int:
+    """Return how many images (N, C, H, W) to compute in one forward pass: at most `most`, or `CHUNK`."""
+    return min(most or CHUNK, max(LEAST_CHUNK, PIXELS // (images.shape[2] * images.shape[3])))
 
 
 @torch.no_grad()
@@ -49,12 +55,12 @@ def embed(
     scale = torch.tensor(std, dtype=dtype, device=device).view(-1, 1, 1)
     out = []
     with frozen(module), Progress(name, len(images), "images") as bar:
-        for chunk in torch.split(images, CHUNK):
-            x = ((send(chunk, device).to(dtype) / 255 - shift) / scale).contiguous(memory_format=torch.channels_last)
+        for part in torch.split(images, chunk(images)):
+            x = ((send(part, device).to(dtype) / 255 - shift) / scale).contiguous(memory_format=torch.channels_last)
             with autocast():
                 h = module(x)
             out.append(h.float())
-            bar.add(len(chunk))
+            bar.add(len(part))
     features = torch.cat(out).cpu()
     if not finite(features):
         raise ValueError(f"{name}: {int((~torch.isfinite(features)).any(1).sum())} of {len(features)} images have NaN or infinite features")
