@@ -77,7 +77,7 @@ def test_a_collapsing_run_says_what_to_change_for_its_method(
     monkeypatch.setattr(METHODS["byol"], "modules_to_probe", lambda self: {"h": self.backbone, "z": nn.Flatten()})
     monkeypatch.setattr(nn.Flatten, "forward", constant)
     trained(words, tmp_path)
-    assert ": raise ema_decay, lower learning_rate, and keep hidden_bn=true\n" in capsys.readouterr().out
+    assert ": raise ema_decay, lower base_learning_rate, and keep hidden_bn=true\n" in capsys.readouterr().out
 
 
 def trained(tiny: list[str], tmp_path: Path, *words: str) -> build.Parts:

@@ -21,6 +21,7 @@ DIAGNOSED = 2000  # images that `diagnose` uses
 EXAMINED, BANK = 2000, 10_000  # images that are looked at, and training images that their neighbours are chosen from
 SHOWN, NEAREST = 8, 6  # of `neighbours`: images, and neighbours of each
 MAPPED, PERPLEXITY = 1000, 30.0  # images of `embedding_map`; neighbours that UMAP and t-SNE consider for each
+LEAST_UMAP = 500  # images; for fewer, t-SNE is done before UMAP has compiled itself, which takes 14 to 20 s
 FEW = 200  # images of the evaluated split; with fewer, training images are mapped
 MISTAKES, VOTES = 12, 10  # images of `mistakes`; neighbours that vote
 
@@ -146,8 +147,7 @@ def duplicates(parts: build.Parts, examined: Examined) -> dict[str, Any]:
 def embedding_map(examined: Examined) -> dict[str, Any]:
     """Return positions of images in the plane, similar images side by side.
 
-    By UMAP (McInnes et al. 2018) where it is installed, else by t-SNE (van der Maaten & Hinton 2008), and without scikit-learn by
-    the first two principal components.
+    By UMAP (McInnes et al. 2018) where it is installed and there are enough images, else by t-SNE (van der Maaten & Hinton 2008).
 
     Returns:
         {by: which of these, split: the evaluated one or, where that is small, `train+val`, rows: of the split, xy: a position in
@@ -169,7 +169,7 @@ def embedding_map(examined: Examined) -> dict[str, Any]:
 def _plane(h: np.ndarray) -> tuple[str, np.ndarray]:
     """Return the method and positions (n, 2) of features (n, D)."""
     near = min(PERPLEXITY, (len(h) - 1) / 3)
-    if find_spec("umap") is not None:
+    if len(h) >= LEAST_UMAP and find_spec("umap") is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that TensorFlow is missing, and that a fixed seed uses one thread
             from umap import UMAP

@@ -255,10 +255,11 @@ def _diverged(run: runs.RunFolder, cfg: Config, rows: list[dict[str, Any]], bad:
         "command": f"{distributed.program()} " + shlex.join(["pretrain", f"resume={run.path}", f"max_steps={row['step'] + 1}"]),
     }
     run.write(runs.REPLAY, replay)
-    more = " or a smaller out_dim" if "whitening_eps" in cfg else ""
+    lower = "base_learning_rate" if cfg.learning_rate is None else "learning_rate"
+    lower += " or a smaller out_dim" if "whitening_eps" in cfg else ""
     problem = f"loss {row['loss']}" if not math.isfinite(row["loss"]) else f"loss {row['loss']:.4g} and weights that are not finite"
     return FloatingPointError(
-        f"{problem} at step {row['step']}, learning rate {row['lr']:g}: try a lower learning_rate{more}; the last checkpoint is kept; "
+        f"{problem} at step {row['step']}, learning rate {row['lr']:g}: try a lower {lower}; the last checkpoint is kept; "
         f"to reproduce this step: {replay['command']} ({run.path / runs.REPLAY})"
     )
 

@@ -201,9 +201,10 @@ def test_n1_a_value_that_is_not_finite_stops_the_run_keeps_the_last_good_weights
 
 
 def test_n1_a_rate_far_too_high_diverges_with_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, few: Path, fast: None) -> None:
-    too_high = ("optimizer=sgd", "learning_rate=1000", "min_learning_rate=0", "weight_decay=1")
-    assert main(["pretrain", *words(few, tmp_path / "runs", *too_high)]) == 3
-    assert "try a lower learning_rate" in capsys.readouterr().err
+    for key, rate in (("learning_rate", 1000), ("base_learning_rate", 1000)):
+        too_high = ("optimizer=sgd", f"{key}={rate}", "min_learning_rate=0", "weight_decay=10")
+        assert main(["pretrain", *words(few, tmp_path / "runs", *too_high)]) == 3
+        assert f"try a lower {key}; " in capsys.readouterr().err
 
 
 def test_a_probe_that_fails_can_be_left_out_when_the_run_is_resumed(
