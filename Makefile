@@ -1,7 +1,7 @@
 # Every target sets itself up: the first one creates .venv and installs the project from its own files.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile  # Python compiles what it imports
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: demo check test lint types coverage mutants bench test-hard docs clean

@@ -44,7 +44,16 @@ def _included(app: object, path: object, parent: str, content: list[str]) -> Non
     _outside(app, parent, content)
 
 
+def _described(app: object, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Keep a description of what is returned whole: napoleon takes the words before its first colon for a type."""
+    for i, line in enumerate(lines[:-1]):
+        if line.strip() == "Returns:":
+            text = lines[i + 1].lstrip()
+            lines[i + 1] = f"{' ' * (len(lines[i + 1]) - len(text))}: {text}"
+
+
 def setup(app: object) -> None:
     """Connect what this file adds to Sphinx."""
     app.connect("source-read", _outside)  # type: ignore[attr-defined]
     app.connect("include-read", _included)  # type: ignore[attr-defined]
+    app.connect("autodoc-process-docstring", _described, priority=100)  # type: ignore[attr-defined]  # before napoleon

@@ -85,6 +85,7 @@ def test_a_missing_stored_file_names_the_command_that_writes_it(checkout: Path) 
     assert "python tests/test_stored_losses.py align_uniform" in done.stdout
 
 
+@pytest.mark.slow
 def test_it_trains_from_the_command_line(checkout: Path) -> None:
     words = [
         "recipe=align_uniform_thin",

@@ -95,6 +95,7 @@ def test_x5_an_installed_package_trains_on_its_bundled_data(tmp_path: Path, site
     assert [p.name for p in (tmp_path / "empty").iterdir()] == ["runs"]
 
 
+@pytest.mark.slow
 def test_an_installed_package_needs_no_compiler_and_no_git(tmp_path: Path, site: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

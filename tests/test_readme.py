@@ -77,7 +77,10 @@ RUN = (
 )
 
 
-@pytest.mark.parametrize("page", RUN)
+SLOW = ("RESULTS.md", "docs/getting-started.md", "docs/examples/export.md")  # they take longest
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.slow) if page in SLOW else page for page in RUN])
 def test_k1_every_command_of_a_page_for_users_runs(
     page: str, few: Path, tmp_path: Path, fast: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,5 +25,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     for page in ("getting-started", "faq"):
         assert 'href="examples/export.html"' in (tmp_path / f"html/{page}.html").read_text(encoding="utf-8").split("</nav>", 1)[-1], page
     api = (tmp_path / "html/api.html").read_text(encoding="utf-8")
-    for name in ("pretrain", "Embedder", "nt_xent", "Views"):
+    for name in ("pretrain", "Embedder", "nt_xent", "Views", "load", "near_images", "Options"):
         assert f"{name}</span>" in api
+    assert "0-dim tensor in float32 (float64 for float64 input): bfloat16" in " ".join(api.split())

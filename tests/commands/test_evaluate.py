@@ -299,7 +299,10 @@ def test_projections_of_another_step_than_the_summarys_are_refused(capsys: pytes
     assert "its checkpoint is at step 6, its summary at step 5" in said
 
 
-@pytest.mark.parametrize("method", METHODS)
+SHORT = ("simclr", "moco", "dino", "supervised")  # projector, sub-batches, a teacher, labels
+
+
+@pytest.mark.parametrize("method", [*SHORT, *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name not in SHORT)])
 def test_a_frozen_backbone_is_frozen(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """And each method has every probe. Ten labels leave a batch of two, which is no multiple of MoCo's `bn_splits`."""
     compared: list[str] = []

@@ -15,7 +15,7 @@ from twoviews import build, config, distributed, runs, train
 from twoviews.data.dataset import batch_rows
 from twoviews.methods import METHODS
 
-BATCH, STEPS = 16, 20
+BATCH, STEPS = 16, 8
 SMALL: dict[str, Any] = {
     **{"dataset": "fashion_mini", "backbone": "thin16", "epochs": 1, "batch_size": BATCH, "precision": "fp64", "seed": 0},
     **{"queue_size": 72, "train_size": 640},  # the queue's cursor wraps in the middle of a batch
