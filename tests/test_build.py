@@ -100,9 +100,11 @@ def test_features_of_views_are_those_of_the_whole_batch_made_at_once(tiny: list[
     parts = build.build(config.load("pretrain", [*tiny, "view_sizes=[12,12]"]))
     monkeypatch.setattr(build, "EMBEDDED", 7)
     module, images = nn.Flatten(), parts.images[:20]
-    found = parts.embed_views(module, images, seed=3, step=5)
+    found = parts.embed_views(module, images, 2, seed=3, step=5)
     wanted = parts.views(images, parts.views.draw(3, 5, 20).to(parts.machine.dtype))
     assert len(found) == 2
     for ours, whole in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, whole.flatten(1).float())
     assert not torch.equal(found[0], found[1])
+    (first,) = parts.embed_views(module, images, 1, seed=3, step=5)
+    assert torch.equal(first, found[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import shutil
@@ -133,8 +134,9 @@ def test_images_of_different_sizes_are_cropped_and_resized_as_in_training(cells:
 
 def test_a_small_batch_and_many_give_the_same_rows(folder: Path, cells: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Embedder(COLOUR).transform(folder)
-    monkeypatch.setattr(embedder, "LEAST_BATCH", 5)
-    monkeypatch.setattr(embedder, "PIXELS", 1)
+    rule = importlib.import_module("twoviews.probes.embed")  # by name: `twoviews.probes.embed` may be the function
+    monkeypatch.setattr(rule, "LEAST", 5)
+    monkeypatch.setattr(rule, "PIXELS", 1)
     np.testing.assert_allclose(Embedder(COLOUR).transform(folder), whole, rtol=1e-5, atol=1e-5)
 
 

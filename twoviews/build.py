@@ -6,6 +6,7 @@ plain PyTorch.
 
 import contextlib
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from twoviews.methods.base import Method
 from twoviews.models.batchnorm import sync_batchnorm
 from twoviews.models.resnet import build_backbone, whiten_stem
 from twoviews.pretrained import BUNDLED
-from twoviews.probes.embed import chunk, embed, frozen
+from twoviews.probes.embed import at_once, embed, frozen
 from twoviews.rng import seeded
 from twoviews.runs import weights
 from twoviews.views import Views
@@ -66,17 +67,17 @@ class Parts:
         return distributed.in_parts(of, images)
 
     @torch.no_grad()
-    def embed_views(self, module: nn.Module, images: Tensor, *, seed: int, step: int) -> list[Tensor]:
-        """Return features of views of images, as training draws them, by a frozen module of this run: V tensors (n, D) float32.
+    def embed_views(self, module: nn.Module, images: Tensor, count: int, *, seed: int, step: int) -> list[Tensor]:
+        """Return features of the first `count` views, as training draws them, by a frozen module of this run: tensors (n, D) float32.
 
         The views are made by torch, a few images at a time: a compiled function would be compiled again for their number.
         """
-        device, found, count = self.machine.device, [], chunk(images, EMBEDDED)
+        device, found, most = self.machine.device, [], at_once(math.prod(images.shape[2:]), EMBEDDED)
         with frozen(module), self.machine.autocast():
-            for start in range(0, len(images), count):
-                part = images[start : start + count].to(device)
+            for start in range(0, len(images), most):
+                part = images[start : start + most].to(device)
                 u = self.views.draw(seed, step, len(part), start).to(device, self.machine.dtype)
-                found.append([module(view).float().cpu() for view in self.views(part, u)])
+                found.append([module(view).float().cpu() for view in self.views(part, u)[:count]])
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 

@@ -16,10 +16,10 @@ from twoviews.images.inputs import Notes, batches, inputs
 from twoviews.images.names import listed, plural
 from twoviews.images.pixels import Reading, check_ranges
 from twoviews.pretrained import load_backbone, weights_file
+from twoviews.probes.embed import at_once
 from twoviews.runs import weights
 
-LEAST_BATCH, BATCH = 16, 256  # images in one forward pass
-PIXELS = 2**20  # in one forward pass, which bounds the memory: 20 images of 224 x 224 pixels
+BATCH = 256  # images in one forward pass, at most
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Embedder:
         reading = self._reading(size)
         source = inputs(images, reading)
         notes, stop = Notes(), self.on_bad == "stop"
-        batch_size = max(LEAST_BATCH, min(BATCH, PIXELS // size**2))
+        batch_size = at_once(size**2, BATCH)
         blocks = [_forward(module, machine, torch.from_numpy(batch)) for batch in batches(source, batch_size, notes, stop=stop)]
         if notes.bad and (stop or not blocks):
             advice = "repair or remove them, or leave them out with on_bad=skip" if stop else "expected at least one image"

@@ -49,11 +49,11 @@ def diagnose(cfg: Config, parts: build.Parts) -> dict[str, dict[str, float]]:
     unseen = cfg.epochs * parts.steps_per_epoch  # the first step after the run
     statistics = {}
     for name, module in parts.method.modules_to_probe().items():
-        of_views = parts.embed_views(module, images, seed=cfg.seed, step=unseen)
+        of_views = parts.embed_views(module, images, 2, seed=cfg.seed, step=unseen)
         x = of_views[0] if name == "z" else parts.embed(module, images, f"diagnose, {name}")
         statistics[name] = {"dims": float(x.shape[1]), "std": spread(x), "rankme": rankme(x), "uniformity": uniformity(x)}
         if len(of_views) > 1:
-            statistics[name]["alignment"] = alignment(*of_views[:2])
+            statistics[name]["alignment"] = alignment(*of_views)
     return statistics
 
 

@@ -29,7 +29,7 @@ def monitor(parts: Parts, bar: Progress, done: int, *, advice: str) -> dict[str,
     bank = parts.embed(modules["h"], train_images[rows], "probe")
     queries = parts.embed(modules["h"], val_images, "probe")
     # important: of a view: whole images can be larger, and shift what BatchNorm has seen until a healthy z looks collapsed
-    z = parts.embed_views(modules.get("z", modules["h"]), parts.sample(MONITOR_Z), seed=0, step=0)[0]
+    z = parts.embed_views(modules.get("z", modules["h"]), parts.sample(MONITOR_Z), 1, seed=0, step=0)[0]
     k = min(MONITOR_K, len(bank))
     z_spread, rank = spread(z), rankme(z)
     values = {"z_spread": z_spread, "z_rankme": rank}

@@ -27,7 +27,7 @@ def test_knn_is_a_point_above_random_initialisation_and_z_does_not_collapse(name
     after = accuracy(parts)
     modules = parts.method.modules_to_probe()
     # of a view, as the method sees it: whole images are larger, and BatchNorm's running statistics do not fit them
-    views = parts.embed_views(modules.get("z", modules["h"]), parts.dataset.split("val")[0], seed=1, step=0)
+    views = parts.embed_views(modules.get("z", modules["h"]), parts.dataset.split("val")[0], 1, seed=1, step=0)
     z = torch.nn.functional.normalize(views[0], dim=1)
     print(f"{name}: kNN {100 * before:.1f} to {100 * after:.1f} %, std of z {z.std(0).mean() * z.shape[1] ** 0.5:.2f} / sqrt(D)")
     slow = name in ("byol", "simsiam", "swav", "dino")  # start slowly

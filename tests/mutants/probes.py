@@ -164,7 +164,7 @@ MUTANTS = [
     Mutant(
         "alignment of a view with itself",
         "inspection.py",
-        "alignment(*of_views[:2])",
+        "alignment(*of_views)",
         "alignment(of_views[0], of_views[0])",
         "test_a_row_has_the_accuracy_of_each_class_and_the_summary_describes_the_features",
     ),

@@ -124,7 +124,7 @@ MUTANTS = [
     Mutant(
         "a collapse is looked for in whole images",
         "monitor.py",
-        'z = parts.embed_views(modules.get("z", modules["h"]), parts.sample(MONITOR_Z), seed=0, step=0)[0]',
+        'z = parts.embed_views(modules.get("z", modules["h"]), parts.sample(MONITOR_Z), 1, seed=0, step=0)[0]',
         'z = parts.embed(modules.get("z", modules["h"]), parts.sample(MONITOR_Z))',
         "test_a_collapse_is_looked_for_in_views_and_accuracy_in_whole_images",
     ),

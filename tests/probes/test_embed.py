@@ -11,7 +11,7 @@ import torch
 from probe_helpers import some_images, trained_net
 from torch import Tensor, nn
 
-from twoviews.probes.embed import chunk, embed, finite, pixels
+from twoviews.probes.embed import at_once, embed, finite, pixels
 
 # By name: `twoviews.probes.embed` may be the module or a function of that name, whichever was bound last.
 EMBED_MODULE = importlib.import_module("twoviews.probes.embed")
@@ -41,7 +41,7 @@ def test_features_equal_a_forward_pass_in_eval_mode_on_normalised_whole_images(m
     x = (images.float() / 255 - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
     with torch.no_grad():
         expected = copy.deepcopy(net).eval()(x)
-    monkeypatch.setattr(EMBED_MODULE, "CHUNK", 6)
+    monkeypatch.setattr(EMBED_MODULE, "MOST", 6)
     features = features_of(net, images)
     assert features.dtype == torch.float32
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
@@ -84,10 +84,10 @@ def test_pixels_are_rows_in_the_unit_interval() -> None:
     torch.testing.assert_close(pixels(images)[1], images[1].reshape(-1) / 255)
 
 
-@pytest.mark.parametrize(("side", "at_once"), [(28, 1000), (32, 1000), (64, 256), (224, 20), (1024, 16)])
-def test_large_images_are_computed_fewer_at_a_time(side: int, at_once: int) -> None:
-    assert chunk(torch.empty(0, 3, side, side)) == at_once
-    assert chunk(torch.empty(0, 3, side, side), 18) == min(18, at_once)
+@pytest.mark.parametrize(("side", "count"), [(28, 1000), (32, 1000), (64, 256), (224, 20), (1024, 16)])
+def test_large_images_are_computed_fewer_at_a_time(side: int, count: int) -> None:
+    assert at_once(side * side) == count
+    assert at_once(side * side, 18) == min(18, count)
 
 
 def test_features_are_those_of_all_images_when_they_are_computed_in_parts() -> None:

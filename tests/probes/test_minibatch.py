@@ -179,7 +179,7 @@ def test_every_step_uses_new_crops_and_flips_and_leaves_colours_unchanged() -> N
 
 def test_cached_views_are_computed_once_and_used_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three sets of views in chunks of 20, four epochs: sets 0, 1, 2 and 0 again."""
-    monkeypatch.setattr(importlib.import_module("twoviews.probes.embed"), "CHUNK", 20)
+    monkeypatch.setattr(importlib.import_module("twoviews.probes.embed"), "MOST", 20)
     net, images, labels = trained_net(), some_images(50), torch.arange(50) % 4
     views = view_options()["views"]
     drawn = []

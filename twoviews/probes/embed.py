@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from twoviews.device import send
 from twoviews.progress import Progress
 
-CHUNK, LEAST_CHUNK = 1000, 16  # images in one forward pass
+MOST, LEAST = 1000, 16  # images in one forward pass
 PIXELS = 2**20  # in one forward pass, which bounds the memory: 1,000 images of 32 x 32 pixels, or 20 of 224 x 224
 
 
-def chunk(images: Tensor, most: int | None = None) -> int:
-    """Return how many images (N, C, H, W) to compute in one forward pass: at most `most`, or `CHUNK`."""
-    return min(most or CHUNK, max(LEAST_CHUNK, PIXELS // (images.shape[2] * images.shape[3])))
+def at_once(pixels: int, most: int | None = None) -> int:
+    """Return how many images of so many pixels, H x W, to compute in one forward pass: at most `most`, or `MOST`."""
+    return min(most or MOST, max(LEAST, PIXELS // pixels))
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def embed(
     scale = torch.tensor(std, dtype=dtype, device=device).view(-1, 1, 1)
     out = []
     with frozen(module), Progress(name, len(images), "images") as bar:
-        for part in torch.split(images, chunk(images)):
+        for part in torch.split(images, at_once(math.prod(images.shape[2:]))):
             x = ((send(part, device).to(dtype) / 255 - shift) / scale).contiguous(memory_format=torch.channels_last)
             with autocast():
                 h = module(x)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from twoviews.device import send
 from twoviews.optim import learning_rate
-from twoviews.probes.embed import chunk, frozen
+from twoviews.probes.embed import at_once, frozen
 from twoviews.probes.linear import Linear
 from twoviews.progress import Progress
 from twoviews.rng import PROBE_ORDER, philox, seeded
@@ -174,7 +174,7 @@ def on_views(
     def from_cache(sets: int) -> Callable[[Tensor, int], Tensor]:
         # Half precision: 16 sets of 50,000 features of 512 dimensions take 0.8 GB.
         cache = torch.empty(sets, len(images), embed_dim, dtype=torch.float16, device=images.device)
-        chunks = torch.split(torch.arange(len(images), device=images.device), chunk(images))
+        chunks = torch.split(torch.arange(len(images), device=images.device), at_once(math.prod(images.shape[2:])))
         with Progress("views", sets * len(images), "images") as bar:
             for i, (one, rows) in enumerate((one, rows) for one in range(sets) for rows in chunks):
                 cache[one, rows] = features(rows, i).half()
