@@ -208,7 +208,7 @@ class Evaluation:
         assert backbone is not None, "the trained backbone is no baseline"
         images, embed = self.train[0], self.parts.embed
         rates = cost.measure(lambda n: embed(backbone, images[torch.arange(n) % len(images)], "embed, measured"))
-        dims = (images[0].numel(), embed(backbone, images[:1], "embed, measured").shape[1])
+        dims = (pixels(images[:1]).shape[1], embed(backbone, images[:1], "embed, measured").shape[1])
         rows, queries = len(self.train[1]) + len(self.val[1]), len(self.test[1])
         return cost.seconds(steps, rates, rows=rows, queries=queries, dims=dims, classes=self.classes, schedule=self.schedule)
 

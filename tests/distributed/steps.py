@@ -65,12 +65,12 @@ def trained(cfg: config.Config) -> dict[str, Any]:
     return {"state": parts.method.state_dict(), "losses": losses}
 
 
-def main(file: str, sync_bn: str, splits: str | None = None) -> None:
-    """Store what every case gives, or only that of MoCo with so many sub-batches."""
+def main(file: str, sync_bn: str, splits: str = "", *cases: str) -> None:
+    """Store what some cases give, or all; `splits` replaces the number of sub-batches."""
     tiny.make_fast(setattr)
     found = {}
     with distributed.group(60):
-        for case in ("moco",) if splits else CASES:
+        for case in cases or CASES:
             cfg = configuration(case, sync_bn=sync_bn == "true", **({"bn_splits": int(splits)} if splits else {}))
             found[case] = {**gradients(cfg), **trained(cfg)}
     torch.save(found, file)

@@ -58,8 +58,14 @@ def test_p1_with_one_batchnorm_gradients_and_weights_are_those_of_one_process(co
         assert part["losses"] == pytest.approx(whole["losses"], rel=1e-9)
 
 
-def test_p2_with_a_batchnorm_of_each_process_all_still_agree(one: dict[str, Any], tmp_path: Path) -> None:
-    found = processes.run(2, "steps.py", tmp_path, "false")
+SOME = ("moco", "moco, whole batch", "simclr", "vicreg")
+
+
+@pytest.mark.parametrize("cases", [SOME, pytest.param((), marks=pytest.mark.slow)], ids=["some", "all"])
+def test_p2_with_a_batchnorm_of_each_process_all_still_agree(one: dict[str, Any], tmp_path: Path, cases: tuple[str, ...]) -> None:
+    found = processes.run(2, "steps.py", tmp_path, "false", "", *cases)
+    assert set(found[0]) == set(cases or one)
+    one = {case: one[case] for case in found[0]}
     check_equal_everywhere(found)
     check_equal_views(one, found)
     for case in one:
@@ -67,7 +73,7 @@ def test_p2_with_a_batchnorm_of_each_process_all_still_agree(one: dict[str, Any]
         assert (found[0][case]["losses"] == pytest.approx(one[case]["losses"], rel=1e-9)) == same, case
         assert mean(found[0][case]["losses"]) == pytest.approx(mean(one[case]["losses"]), rel=0.1), case
     # two processes are two sub-batches, and keys are computed in the other one than their queries
-    two_parts = processes.run(1, "steps.py", tmp_path, "true", "2")[0]["moco"]["losses"]
+    two_parts = processes.run(1, "steps.py", tmp_path, "true", "2", "moco")[0]["moco"]["losses"]
     assert found[0]["moco, whole batch"]["losses"] == pytest.approx(two_parts, rel=1e-9)
 
 

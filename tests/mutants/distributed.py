@@ -3,7 +3,7 @@
 from mutants.mutant import Mutant
 
 P1 = "test_p1_with_one_batchnorm_gradients_and_weights_are_those_of_one_process[2]"
-P2 = "test_p2_with_a_batchnorm_of_each_process_all_still_agree"
+P2 = "test_p2_with_a_batchnorm_of_each_process_all_still_agree[some]"
 FUNCTIONS = "test_the_program_for_several_processes_gathers_averages_and_agrees"
 
 MUTANTS = [

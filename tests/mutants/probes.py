@@ -19,6 +19,13 @@ MUTANTS = [
     ),
     # features
     Mutant("probe in train mode", "probes/embed.py", "    module.eval()", "    module.train()", "probes/test_embed.py"),
+    Mutant(
+        "photographs keep all their raw pixels",
+        "probes/embed.py",
+        "min(images.shape[2], SIDE), min(images.shape[3], SIDE)",
+        "images.shape[2], images.shape[3]",
+        "probes/test_embed.py",
+    ),
     Mutant("modes not restored", "probes/embed.py", "part.training = mode", "part.training = False", "probes/test_embed.py"),
     Mutant(
         "only the largest value is checked to be finite",

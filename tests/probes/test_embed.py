@@ -81,7 +81,15 @@ def test_finite_finds_a_single_entry_that_is_not(bad: float) -> None:
 def test_pixels_are_rows_in_the_unit_interval() -> None:
     images = some_images(3)
     assert pixels(images).shape == (3, 192)
-    torch.testing.assert_close(pixels(images)[1], images[1].reshape(-1) / 255)
+    assert torch.equal(pixels(images)[1], images[1].reshape(-1) / 255)
+    assert pixels(images[:0]).shape == (0, 192)
+
+
+@pytest.mark.parametrize("side", [64, 65, 96, 224])
+def test_pixels_of_large_images_are_averaged_down_to_64(side: int) -> None:
+    images = torch.randint(0, 256, (21, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    expected = nn.functional.interpolate(images.double() / 255, size=(64, 64), mode="area").flatten(1)
+    torch.testing.assert_close(pixels(images), expected.float(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("side", "count"), [(28, 1000), (32, 1000), (64, 256), (224, 20), (1024, 16)])

@@ -116,13 +116,14 @@ def test_s1_a_signal_leaves_a_checkpoint_of_its_step_and_prints_how_to_continue(
     assert not list(path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize(("count", "times"), [(1, 1), pytest.param(20, 3, marks=[pytest.mark.slow, pytest.mark.timeout(2400)])])
-def test_c1_a_real_run_killed_again_and_again_equals_the_straight_run(tmp_path: Path, few: Path, count: int, times: int) -> None:
+@pytest.mark.slow  # short: `test_c1_a_run_killed_at_random_instants_equals_the_straight_run`
+@pytest.mark.timeout(2400)
+def test_c1_twenty_real_runs_killed_three_times_equal_the_straight_run(tmp_path: Path, few: Path) -> None:
     assert main(["pretrain", *small.words(few, tmp_path / "straight", *LONG, batch=small.FEW_BATCH)]) == 0
     expected = result(small.only_run(tmp_path / "straight"))
     random_ = random.Random(7)
-    for i in range(count):
-        kill_and_resume(tmp_path, few, tmp_path / f"killed{i}", times, random_, expected)
+    for i in range(20):
+        kill_and_resume(tmp_path, few, tmp_path / f"killed{i}", 3, random_, expected)
 
 
 def kill_and_resume(tmp_path: Path, few: Path, runs_dir: Path, times: int, random_: random.Random, expected: dict[str, Any]) -> None:

@@ -6,12 +6,14 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twoviews.device import send
 from twoviews.progress import Progress
 
 MOST, LEAST = 1000, 16  # images in one forward pass
+SIDE = 64  # of raw pixels as features: at 224 x 224, 5,000 images would be 3 GB, and a linear probe would have a weight for every pixel
 PIXELS = 2**20  # in one forward pass, which bounds the memory: 1,000 images of 32 x 32 pixels, or 20 of 224 x 224
 
 
@@ -89,5 +91,14 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Return raw pixels in [0, 1] as features: (N, C*H*W) float32."""
-    return images.flatten(1).float() / 255
+    """Return raw pixels as features. Images larger than `SIDE` are averaged down to it.
+
+    Args:
+        images: (N, C, H, W) uint8.
+
+    Returns:
+        (N, C * min(H, SIDE) * min(W, SIDE)) float32 in [0, 1].
+    """
+    size = min(images.shape[2], SIDE), min(images.shape[3], SIDE)
+    parts = torch.split(images, at_once(math.prod(images.shape[2:])))
+    return torch.cat([F.adaptive_avg_pool2d(part.float() / 255, size).flatten(1) for part in parts])
