@@ -1,6 +1,7 @@
 """What a run shows beside accuracies: statistics of its features, nearest neighbours, a map of the images, and its mistakes."""
 
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -21,7 +22,7 @@ DIAGNOSED = 2000  # images that `diagnose` uses
 EXAMINED, BANK = 2000, 10_000  # images that are looked at, and training images that their neighbours are chosen from
 SHOWN, NEAREST = 8, 6  # of `neighbours`: images, and neighbours of each
 MAPPED, PERPLEXITY = 1000, 30.0  # images of `embedding_map`; neighbours that UMAP and t-SNE consider for each
-LEAST_UMAP = 500  # images; for fewer, t-SNE is done before UMAP has compiled itself, which takes 14 to 20 s
+LEAST_UMAP = 500  # images; for fewer, t-SNE is done before UMAP has compiled itself, which takes 12 s, once in each installation
 FEW = 200  # images of the evaluated split; with fewer, training images are mapped
 MISTAKES, VOTES = 12, 10  # images of `mistakes`; neighbours that vote
 
@@ -172,8 +173,12 @@ def _plane(h: np.ndarray) -> tuple[str, np.ndarray]:
     if len(h) >= LEAST_UMAP and find_spec("umap") is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that TensorFlow is missing, and that a fixed seed uses one thread
-            from umap import UMAP
+            from umap import UMAP, layouts, umap_
 
+            for function in (*vars(umap_).values(), *vars(layouts).values()):
+                if hasattr(function, "enable_caching"):  # numba stores what it compiles, beside the installed files or in the user's cache
+                    with suppress(RuntimeError):  # nowhere to store it
+                        function.enable_caching()
             # with these neighbours and this start, three of its functions less are compiled, which takes longer than the map itself
             distance, row = torch.cdist(torch.from_numpy(h), torch.from_numpy(h)).topk(max(2, int(near)), largest=False)
             known = (row.numpy(), distance.float().numpy())

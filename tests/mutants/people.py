@@ -141,6 +141,13 @@ MUTANTS = [
         "if False:",
         "test_a_supervised_run_has_no_z_and_its_curve_is_on_labels_that_were_trained_on",
     ),
+    Mutant(
+        "UMAP compiles itself for every report",
+        "inspection.py",
+        "                        function.enable_caching()",
+        "                        pass",
+        "test_what_umap_compiles_is_stored_and_without_a_place_for_it_there_is_a_map",
+    ),
     Mutant("ties are mistakes", "inspection.py", "wrong = (votes > (", "wrong = (votes >= (", "test_a_tie_of_the_own_class_is_no_mistake"),
     Mutant(
         "large photos are stored whole",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -44,6 +45,20 @@ def test_umap_is_taken_for_many_images() -> None:
     assert check(h, groups, "UMAP") == check(h, groups, "UMAP")
     h, groups = three_groups(inspection.LEAST_UMAP - 1)
     check(h, groups, "t-SNE")
+
+
+@pytest.mark.long
+def test_what_umap_compiles_is_stored_and_without_a_place_for_it_there_is_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    h, groups = three_groups(inspection.LEAST_UMAP)
+    xy = check(h, groups, "UMAP")
+    umap_ = sys.modules["umap.umap_"]  # its import warns
+    assert umap_.smooth_knn_dist.stats.cache_path
+
+    def nowhere(self: Any) -> None:
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr(type(umap_.smooth_knn_dist), "enable_caching", nowhere)
+    assert check(h, groups, "UMAP") == xy
 
 
 def test_features_that_are_all_equal_have_no_map() -> None:
