@@ -68,9 +68,18 @@ class Parts:
 
     @torch.no_grad()
     def embed_views(self, module: nn.Module, images: Tensor, count: int, *, seed: int, step: int) -> list[Tensor]:
-        """Return features of the first `count` views, as training draws them, by a frozen module of this run: tensors (n, D) float32.
+        """Return features of the first `count` views, as training draws them, by a frozen module of this run.
 
         The views are made by torch, a few images at a time: a compiled function would be compiled again for their number.
+
+        Args:
+            module: (n, C, H, W) to (n, D).
+            images: (n, C, H, W) uint8.
+            count: the number of views; at most all that the recipe has are returned.
+            seed, step: that the views are drawn for.
+
+        Returns:
+            One tensor (n, D) float32 on the CPU for each view.
         """
         device, found, most = self.machine.device, [], at_once(math.prod(images.shape[2:]), EMBEDDED)
         with frozen(module), self.machine.autocast():

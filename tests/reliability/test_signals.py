@@ -116,7 +116,7 @@ def test_s1_a_signal_leaves_a_checkpoint_of_its_step_and_prints_how_to_continue(
     assert not list(path.glob("*.tmp"))
 
 
-@pytest.mark.slow  # short: `test_c1_a_run_killed_at_random_instants_equals_the_straight_run`
+@pytest.mark.slow  # the same without the command's start is short: `test_c1_a_run_killed_at_random_instants_equals_the_straight_run`
 @pytest.mark.timeout(2400)
 def test_c1_twenty_real_runs_killed_three_times_equal_the_straight_run(tmp_path: Path, few: Path) -> None:
     assert main(["pretrain", *small.words(few, tmp_path / "straight", *LONG, batch=small.FEW_BATCH)]) == 0

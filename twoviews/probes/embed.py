@@ -17,9 +17,9 @@ SIDE = 64  # of raw pixels as features: at 224 x 224, 5,000 images would be 3 GB
 PIXELS = 2**20  # in one forward pass, which bounds the memory: 1,000 images of 32 x 32 pixels, or 20 of 224 x 224
 
 
-def at_once(pixels: int, most: int | None = None) -> int:
-    """Return how many images of so many pixels, H x W, to compute in one forward pass: at most `most`, or `MOST`."""
-    return min(most or MOST, max(LEAST, PIXELS // pixels))
+def at_once(area: int, most: int | None = None) -> int:
+    """Return how many images of `area` pixels, H x W, to compute in one forward pass: at most `most`, or `MOST`."""
+    return min(most or MOST, max(LEAST, PIXELS // area))
 
 
 @torch.no_grad()
