@@ -188,7 +188,7 @@ class Ours:
 
 def seconds_of(ours: Ours, theirs: Theirs, small: bool) -> dict[str, tuple[list[float], list[float], str]]:
     """Return for each part our seconds and theirs, one per turn, and what ran."""
-    n, images = len(ours.bank[1]), (ours.bank[0], ours.test[0])
+    n, images, turns = len(ours.bank[1]), (ours.bank[0], ours.test[0]), 1 if small else TURNS
     bank, test = (ours.features(split) for split in images)
     whole: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "features": (lambda: [ours.features(split) for split in images], lambda: [theirs.features(split) for split in images]),
@@ -199,21 +199,21 @@ def seconds_of(ours: Ours, theirs: Theirs, small: bool) -> dict[str, tuple[list[
     mine, other = (2, 2) if small else (50, 4)  # counted steps of a turn
     first: list[float] = []
     second: list[float] = []
-    for _ in range(TURNS):
+    for _ in range(turns):
         first.append(ours.train(mine + 1))
         second.append(sliced(theirs.training(EPOCHS), other, steps))
-    parts = {f"training, {EPOCHS} epochs": (first, second, f"{mine} and {other} of {steps} steps, {TURNS} times")}
+    parts = {f"training, {EPOCHS} epochs": (first, second, f"{mine} and {other} of {steps} steps, {turns} times")}
     for name, (run_ours, run_theirs) in whole.items():
-        seconds, _ = in_turn({"ours": run_ours, "theirs": run_theirs}, 1 if "kNN" in name else TURNS)
+        seconds, _ = in_turn({"ours": run_ours, "theirs": run_theirs}, 1 if "kNN" in name else turns)
         parts[name] = (seconds["ours"], seconds["theirs"], "whole")
     mine, other = (2, 2) if small else (30, 4)
     for name, schedule, smallest in ON_CROPS:
         steps, first, second = schedule.per_epoch(n) * PROBE_EPOCHS, [], []
-        for _ in range(TURNS):
+        for _ in range(turns):
             one, more = (timed(lambda s=s, m=schedule, x=smallest: ours.augmented(m, x, steps=s))[0] for s in (1, 1 + mine))
             first.append(one + (more - one) / mine * steps)
             second.append(sliced(theirs.augmented(nn.Linear(128, CLASSES), schedule, smallest), other, steps))
-        parts[f"{name}, {PROBE_EPOCHS} epochs"] = (first, second, f"{mine} and {other} of {steps} steps, {TURNS} times")
+        parts[f"{name}, {PROBE_EPOCHS} epochs"] = (first, second, f"{mine} and {other} of {steps} steps, {turns} times")
     return parts
 
 
@@ -257,12 +257,12 @@ def print_seconds(ours: Ours, theirs: Theirs, small: bool) -> dict[str, Any]:
 
 def main() -> int:
     """Print Markdown tables; write JSON if asked."""
-    options = parser(__doc__, "two steps of each part, 5,000 images")
+    options = parser(__doc__, "two steps of each part, one turn, 2,000 images")
     options.add_argument("--data-dir", type=Path, help="CIFAR-10: its archive, folder or an image tree")
     options.add_argument("--accuracy", action="store_true", help="train both sides whole and print accuracies")
     arguments = options.parse_args()
     if arguments.data_dir is None:
-        count = 5000 if arguments.small else 50_000
+        count = 2000 if arguments.small else 50_000
         pictures = made_images(count + count // 5).numpy()  # all different: a search would find copies at once
         labels = torch.arange(count).numpy() % CLASSES
         images, test = pictures[:count], (pictures[count:], labels[: count // 5])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,16 +19,6 @@ from twoviews.commands import bench
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", ROOT / "RESULTS.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TESTED = {"benchmarks/p3i0t_faults.py", "benchmarks/protocols.py", "benchmarks/busy.py"}  # here, and in test_p3i0t_faults.py
-
-
-@pytest.fixture(autouse=True)
-def one_core() -> Iterator[None]:
-    """Give each worker a core of its own: threads of two benchmarks that wait for each other on the same cores take many times as long."""
-    before = os.sched_getaffinity(0)
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    os.sched_setaffinity(0, {sorted(before)[worker % len(before)]})
-    yield
-    os.sched_setaffinity(0, before)
 
 
 def named() -> set[str]:
@@ -94,4 +82,4 @@ def test_the_benchmark_of_protocols_prints_its_tables(few: Path, tmp_path: Path,
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_benchmark_of_busy_machines_prints_a_step(tmp_path: Path) -> None:
-    assert "ms" in script(tmp_path, "benchmarks/busy.py", "--busy", "0", "--turns", "1")
+    assert "ms" in script(tmp_path, "benchmarks/busy.py", "--busy", "0", "--small")

@@ -11,7 +11,7 @@ from twoviews.methods import METHODS
 from twoviews.probes.knn import knn
 
 AUGMENTATION = "brightness=0.1 contrast=0.1 saturation=0.05 hue=0 grayscale_p=0"  # those of recipe=demo: colour tells cells apart
-SECONDS = "backbone=thin16 train_size=5000 epochs=8 probe_every=0 precision=fp32 compile=auto device=cpu"
+SECONDS = "backbone=thin16 train_size=5000 epochs=4 probe_every=0 precision=fp32 compile=auto device=cpu"
 
 
 @pytest.mark.slow
