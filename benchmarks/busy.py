@@ -34,7 +34,7 @@ def step(settings: dict[str, str], small: bool) -> float:
 
 def one(small: bool) -> float:
     """Return the milliseconds of a step in this process."""
-    cfg, parts = build_run("thin32", 256, "simclr", count=1024)
+    cfg, parts = build_run("thin32", 32 if small else 256, "simclr", count=1024)
     with tempfile.TemporaryDirectory() as scratch:
         train_steps = seconds_per_step(cfg, parts, Path(scratch))
         train_steps(2)

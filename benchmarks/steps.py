@@ -46,7 +46,6 @@ from twoviews import build, device
 
 # network: batch, turns, counted steps of a turn
 NETS = {"resnet18": (128, 3, 2), "thin16": (256, 3, 10), "thin32": (256, 3, 10), "resnet34": (64, 1, 1), "resnet50": (64, 1, 1)}
-SMALL = ("thin16", "thin32")  # the ResNets would take minutes
 MOCO = ("resnet18", "thin32")  # networks that MoCo v2 is measured with too
 MEMORY = ("resnet18", 512)  # network and batch whose peak memory is compared
 SHORT = 5  # counted steps above which prefetched batches matter
@@ -178,7 +177,7 @@ def compare(net: str, batch: int, turns: int, steps: int, precision: str) -> dic
 
 def main() -> int:
     """Print Markdown tables; write JSON if asked."""
-    options = parser(__doc__, "the thin networks only, one turn of two steps, batch 32")
+    options = parser(__doc__, "thin32 only, one turn of two steps, batch 32")
     options.add_argument("--nets", default=",".join(NETS), help="networks, separated by commas")
     options.add_argument("--one", nargs=3, metavar=("WAY", "NET", "BATCH"), help=SUPPRESS)
     arguments = options.parse_args()
@@ -194,7 +193,7 @@ def main() -> int:
     figures: dict[str, Any] = {"cpu": device.cpu_name(), "versions": versions}
     print("| network, batch | way | views/s | min-max | TwoViews is faster by | share of the peak | GiB |")
     print("|:--|:--|--:|--:|--:|--:|--:|")
-    nets = list(SMALL) if arguments.small else arguments.nets.split(",")
+    nets = ["thin32"] if arguments.small else arguments.nets.split(",")
     for net in nets:
         figures[net] = compare(net, *((32, 1, 2) if arguments.small else NETS[net]), machine.precision)
         save(arguments.json, figures)  # now: what follows may fail

@@ -1,8 +1,8 @@
-"""Train every method with the same network, data and number of views, and write results/methods_thin.csv.
+"""Train every method with the same network, data and number of views; write results/methods_thin.csv and its picture.
 
     python scripts/methods_table.py tune  --data data/cifar10-jpeg   # rate and one key of each method, by kNN on val
     python scripts/methods_table.py train --data data/cifar10-jpeg   # three seeds, with what was chosen
-    python scripts/methods_table.py write --data data/cifar10-jpeg   # trains what is missing, then results/methods_thin.csv
+    python scripts/methods_table.py write --data data/cifar10-jpeg   # trains what is missing, then both files
 
 Every run has a `run_id`: the same command goes on where it stopped. Each method has five trials of two epochs: three rates, then two
 other values of its key at the best rate. `train` trains seed 0 of all methods, then seed 1, then seed 2. Each run reads the test set once.
@@ -19,6 +19,10 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from matplotlib.figure import Figure
+
+from twoviews.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 SEEDS, EPOCHS, TUNING_EPOCHS = (0, 1, 2), 10, 2
@@ -137,6 +141,28 @@ def row(recipe: str, changes: dict[str, Any], found: list[dict[str, Any]]) -> di
     return out | origin | {"torch": manifest["versions"]["torch"], "command": command}
 
 
+def picture(rows: list[dict[str, Any]]) -> Any:
+    """Draw the accuracies of each method, best kNN first, and its computed seconds of training."""
+    rows = sorted(rows, key=lambda one: one["knn10"])
+    figure = Figure(figsize=(7.2, 0.9 + 0.29 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    lines = range(len(rows))
+    names = [one["method"] + " (uses labels)" * METHODS[one["method"]].uses_labels for one in rows]
+    for name, title, colour, marker in (("knn10", "kNN, k = 10", "#0969da", "o"), ("linear", "linear probe", "#bc4c00", "s")):
+        spread = [one[f"{name}_std"] or 0 for one in rows]
+        left.errorbar([one[name] for one in rows], lines, xerr=spread, fmt=marker, color=colour, markersize=5, capsize=2, label=title)
+    left.set_yticks(lines, names)
+    left.set_xlabel(f"test accuracy, % (mean and deviation of {min(one['runs'] for one in rows)} seeds)")
+    left.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    right.barh(lines, [one["computed_s"] for one in rows], color="#8c959f", height=0.6)
+    right.set_xlabel("computed s")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="#d0d7de", linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("tune", "train", "write"))
@@ -145,6 +171,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(KEYS), help="recipes")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--to", type=Path, help="file to write; by default results/methods_thin.csv")
+    parser.add_argument("--picture", type=Path, help="picture to write; by default docs/methods_thin.png")
     parser.add_argument("--small", action="store_true", help="a trial on the bundled data")
     given = parser.parse_args()
     folder = given.runs or ROOT / ("runs/methods_trial" if given.small else "runs/methods_thin")
@@ -164,6 +191,7 @@ def main() -> None:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+        picture(rows).savefig(given.picture or (to.with_suffix(".png") if given.small else ROOT / "docs/methods_thin.png"), dpi=150)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None  # before a worker is given one of them
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -22,6 +24,12 @@ def environments(count: int) -> list[dict[str, str]]:
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return [{**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def all_cores() -> None:
+    """Give this process the cores that its worker gave up: several processes would take turns on one."""
+    if CORES:
+        os.sched_setaffinity(0, CORES)
 
 
 def run(count: int, program: str, folder: Path, *words: str) -> list[dict]:
@@ -39,9 +47,9 @@ def run(count: int, program: str, folder: Path, *words: str) -> list[dict]:
     for file, environment in zip(files, environments(count), strict=True):
         with open(file.with_suffix(".log"), "w") as log:
             argv = [sys.executable, str(path), str(file), *words]
-            started.append(subprocess.Popen(argv, env=environment, stdout=log, stderr=subprocess.STDOUT))
+            started.append(subprocess.Popen(argv, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=all_cores))
     try:
-        codes = [process.wait(timeout=200) for process in started]
+        codes = [process.wait(timeout=280) for process in started]
     finally:
         for process in started:
             process.kill()

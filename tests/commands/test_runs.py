@@ -126,6 +126,23 @@ def test_runs_compare_as_csv_joins_different_origins_and_counts_runs(
     assert complete(capsys, tmp_path / "runs")[0]["commit"] == "c1"
 
 
+def test_runs_compare_counts_a_repeated_seed_once_and_takes_the_newest(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, two_seeds: Path
+) -> None:
+    shutil.copytree(two_seeds, tmp_path / "runs")
+    first, _ = runs.folders(tmp_path / "runs")
+    again = runs.create(tmp_path / "runs", "again", (first / runs.CONFIG).read_text())
+    repeated = small.summary(first)
+    repeated["evaluations"] = [{**row, "accuracy": 0.123} for row in repeated["evaluations"]]
+    for name, content in ((runs.MANIFEST, runs.read_json(first, runs.MANIFEST)), (runs.SUMMARY, repeated)):
+        with runs.RunFolder(again) as folder:
+            folder.write(name, content)
+    row = complete(capsys, tmp_path / "runs")[0]
+    (second,) = [path for path in runs.folders(two_seeds) if small.summary(path)["seed"] != repeated["seed"]]
+    accuracy = 100 * small.summary(second)["evaluations"][0]["accuracy"]
+    assert (row["runs"], row["mean"]) == ("2", f"{(12.3 + accuracy) / 2:.1f}")
+
+
 def test_runs_best_shows_the_run_with_the_highest_accuracy(capsys: pytest.CaptureFixture[str], two_seeds: Path) -> None:
     assert main(["runs", "best", f"runs_dir={two_seeds}"]) == 0
     lines = capsys.readouterr().out.splitlines()

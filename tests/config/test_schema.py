@@ -105,8 +105,12 @@ def stored() -> dict[str, Any]:
 
 def test_runs_are_grouped_over_seeds_by_their_science_keys(stored: dict[str, Any]) -> None:
     summary = {"dataset": "CIFAR-10", "train": {"steps": 1}}
-    separate = {key for key in stored if len(tables.groups([(summary, stored), (summary, {**stored, key: another_value(key)})])) == 2}
+    pairs = {key: [(summary, stored), (summary, {**stored, key: another_value(key)})] for key in stored}
+    separate = {key for key, pair in pairs.items() if len(tables.groups(pair)) == 2}
     assert separate == set(keys("science", verb="pretrain")) - {"seed"}
+    assert tables.groups(pairs["seed"]) == [pairs["seed"]]
+    other_data = {**summary, "manifest": {"data_digest": "of other images"}}
+    assert len(tables.groups([(summary, stored), (other_data, stored)])) == 2
 
 
 def test_a_run_is_identified_by_its_science_keys(stored: dict[str, Any], tmp_path: Path) -> None:

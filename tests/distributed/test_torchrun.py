@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import tiny
 import torch
@@ -39,6 +40,7 @@ def torchrun(tmp: Path, *words: str, count: int = 2, **environment: str) -> subp
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=processes.all_cores,
         )
 
 

@@ -142,6 +142,20 @@ MUTANTS = [
         "set(keys())",
         "config/test_schema.py::test_runs_are_grouped_over_seeds_by_their_science_keys",
     ),
+    Mutant(
+        "a repeated seed counts twice",
+        "runs/tables.py",
+        '[config.get("seed")] =',
+        "[len(str(out))] =",
+        "test_runs_compare_counts_a_repeated_seed_once_and_takes_the_newest",
+    ),
+    Mutant(
+        "runs on other images in one mean",
+        "runs/tables.py",
+        'summary.get("manifest", {}).get("data_digest")',
+        "None",
+        "config/test_schema.py::test_runs_are_grouped_over_seeds_by_their_science_keys",
+    ),
     Mutant("probes at other rates in one mean", "runs/tables.py", " if _protocol(row) == _protocol(rows[0])]", "]", "runs/test_tables.py"),
     Mutant(
         "another data set's number in a table",

@@ -41,15 +41,14 @@ def run(cfg: Config) -> int:
             raise ValueError(f"runs {cfg.view}: expected run=<folder>: twoviews runs lists them")
         path = runs.find(cfg.run, folder)
         return _show(path) if cfg.view == "show" else _delete(path, sure=cfg.sure)
-    complete = cfg.view == "compare" and cfg.format == "csv"
-    found, finished = _read(cfg, folder, complete)
+    found, finished = _read(cfg, folder)
     if not found:
         wanted = [f"{key}={cfg[key]}" for key in FILTERS if cfg[key]]
         raise ValueError(f"runs_dir={folder}: holds no run{' with ' + ', '.join(wanted) if wanted else ''}: twoviews pretrain creates one")
     if cfg.view in tables.TABLES:
         rows = tables.TABLES[cfg.view](finished)
     else:
-        compare = _complete if complete else _compare
+        compare = _complete if cfg.format == "csv" else _compare
         rows = compare(finished) if cfg.view == "compare" else {"list": _list, "best": _best}[cfg.view](_sorted(found, cfg.sort))
     if not rows:
         raise ValueError(f"runs_dir={folder}: {len(found)} runs, none finished: to finish one: twoviews pretrain resume=<folder>")
@@ -60,13 +59,13 @@ def run(cfg: Config) -> int:
     return 0
 
 
-def _read(cfg: Config, folder: Path, complete: bool) -> tuple[list[Found], list[tables.Run]]:
+def _read(cfg: Config, folder: Path) -> tuple[list[Found], list[tables.Run]]:
     """Return the runs that fit the filters, and those of them that have finished with their configurations."""
     found, finished = [], []
     for path in runs.folders(folder):
         try:
             summary, stored = runs.read_json(path, runs.SUMMARY), runs.read_config(path)
-            summary |= {"manifest": runs.read_json(path, runs.MANIFEST)} if complete and summary else {}
+            summary |= {"manifest": runs.read_json(path, runs.MANIFEST)} if summary else {}
         except (ValueError, OSError) as error:  # one damaged run, or one of another user, must not hide the others
             print(f"skipped: {path.name}: {error}" if isinstance(error, OSError) else f"skipped: {error}", file=sys.stderr)
             continue
@@ -140,7 +139,7 @@ def _compare(finished: list[tables.Run]) -> list[Row]:
         rows.append(
             _columns(first)
             | {
-                "seeds": str(len({s["seed"] for s in group})),
+                "seeds": str(len(group)),
                 "kNN k=10 cosine": mean_std([100 * h for s in group if (h := headline(s)) is not None]),
                 "linear": mean_std([100 * h for s in group if (h := linear(s)) is not None]),
                 "raw pixels kNN k=10": mean_std([100 * h for s in group if (h := headline(s, "raw_pixels")) is not None]),

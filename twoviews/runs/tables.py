@@ -25,13 +25,18 @@ PROBES: dict[str, list[dict[str, Any]]] = {  # columns of dkobak's tables: the f
 
 
 def groups(found: Sequence[Run]) -> list[list[Run]]:
-    """Return finished runs in groups that differ only in the seed: all other science keys are equal."""
-    out: dict[tuple[Any, ...], list[Run]] = {}
+    """Return finished runs in groups that differ only in the seed: all other science keys and the data are equal.
+
+    Args:
+        found: the runs, oldest first. Of runs with the same seed, which repeat each other, a group has the newest.
+    """
+    out: dict[tuple[Any, ...], dict[Any, Run]] = {}
     science = set(keys("science")) - {"seed"}
     for summary, config in found:
         same = tuple(sorted((key, str(value)) for key, value in config.items() if key in science and value is not None))
-        out.setdefault((summary["dataset"], summary["train"]["steps"], same), []).append((summary, config))
-    return list(out.values())
+        data = summary["dataset"], summary.get("manifest", {}).get("data_digest")
+        out.setdefault((data, summary["train"]["steps"], same), {})[config.get("seed")] = (summary, config)
+    return [list(group.values()) for group in out.values()]
 
 
 def p3i0t(found: Sequence[Run]) -> list[Row]:
