@@ -141,7 +141,7 @@ def row(recipe: str, changes: dict[str, Any], found: list[dict[str, Any]]) -> di
     return out | origin | {"torch": manifest["versions"]["torch"], "command": command}
 
 
-def picture(rows: list[dict[str, Any]]) -> Any:
+def picture(rows: list[dict[str, Any]]) -> Figure:
     """Draw the accuracies of each method, best kNN first, and its computed seconds of training."""
     rows = sorted(rows, key=lambda one: one["knn10"])
     figure = Figure(figsize=(7.2, 0.9 + 0.29 * len(rows)), layout="constrained")
@@ -155,7 +155,7 @@ def picture(rows: list[dict[str, Any]]) -> Any:
     left.set_xlabel(f"test accuracy, % (mean and deviation of {min(one['runs'] for one in rows)} seeds)")
     left.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     right.barh(lines, [one["computed_s"] for one in rows], color="#8c959f", height=0.6)
-    right.set_xlabel("computed s")
+    right.set_xlabel("training, s\n(computed)")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", color="#d0d7de", linewidth=0.6)
