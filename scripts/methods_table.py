@@ -2,10 +2,11 @@
 
     python scripts/methods_table.py tune  --data data/cifar10-jpeg   # rate and one key of each method, by kNN on val
     python scripts/methods_table.py train --data data/cifar10-jpeg   # three seeds, with what was chosen
-    python scripts/methods_table.py write --data data/cifar10-jpeg   # trains what is missing, then both files
+    python scripts/methods_table.py write --data data/cifar10-jpeg   # trains what is missing, then the table and its picture
 
-Every run has a `run_id`: the same command goes on where it stopped. Each method has five trials of two epochs: three rates, then two
-other values of its key at the best rate. `train` trains seed 0 of all methods, then seed 1, then seed 2. Each run reads the test set once.
+Every run is a row of results/methods_thin_runs.csv, and what is in this file is not trained again; an interrupted run goes on where it
+stopped. Each method has five trials of two epochs: three rates, then two other values of its key at the best rate. `train` trains seed 0
+of all methods, then seed 1, then seed 2. Each of these runs reads the test set once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import csv
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,72 +47,115 @@ KEYS: dict[str, tuple[str, tuple[Any, ...]]] = {  # of each recipe: its most imp
 }
 
 
-def word(key: str, value: Any) -> str:
-    return f"{key}={json.dumps(value).replace(' ', '')}"
+RUN = ("stage", "method", "recipe", "changes", "split", "epochs", "seed", "knn10", "linear", "rankme", "memory_gib", "steps", "training_s")
+ORIGIN = ("commit", "machine", "precision", "torch", "command")
+Row = dict[str, str]
 
 
 class Runs:
-    """Runs by name, each trained once.
+    """The rows of a file, one for each run. A run that is not in it is trained, and its row added.
 
     Args:
+        file: of the rows; created if it is missing. Several programs may add rows to it.
         folder: of the run folders.
         data: folder of the images.
         small: a trial of this script on the bundled data; its figures mean nothing.
     """
 
-    def __init__(self, folder: Path, data: str | None, *, small: bool) -> None:
-        self.folder, self.small = folder, small
+    def __init__(self, file: Path, folder: Path, data: str | None, *, small: bool) -> None:
+        self.file, self.folder, self.small = file, folder, small
         self.shared = ["dataset=fashion_mini", "backbone=thin16", "train_size=1000"] if small else [f"data_dir={data}"]
 
-    def summary(self, recipe: str, name: str, *words: str) -> dict[str, Any]:
-        """Train a run unless it has finished, and return its summary."""
-        if self._finished(name) is None:
-            command = [sys.executable, "-m", "twoviews", "pretrain", f"recipe={recipe}", *self.shared, *words]
-            command += ["queue_size=512"] if self.small and recipe in ("moco_thin", "nnclr_thin") else []
-            subprocess.run([*command, f"runs_dir={self.folder}", f"run_id={name}"], cwd=ROOT, check=True)
-        summary = self._finished(name)
-        if summary is None:
-            raise RuntimeError(f"{name}: has not finished")
-        return summary
+    def rows(self) -> list[Row]:
+        if not self.file.exists():
+            return []
+        with self.file.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
 
-    def _finished(self, name: str) -> dict[str, Any] | None:
-        """Return the summary and manifest of a run, or None if it has not finished."""
-        for path in self.folder.glob(f"*-{name}/summary.json"):
-            summary: dict[str, Any] = json.loads(path.read_text())
-            if summary["evaluations"] and not summary.get("unfinished"):
-                return {**summary, "manifest": json.loads((path.parent / "manifest.json").read_text())}
-        return None
+    def tuning(self, recipe: str, changes: dict[str, Any]) -> Row:
+        """Return the row of a short run that is evaluated on val."""
+        return self._row(
+            {"stage": "tuning", "recipe": recipe, "changes": words(changes), "split": "val", "epochs": str(TUNING_EPOCHS), "seed": "0"}
+        )
 
-    def tuned(self, recipe: str) -> dict[str, Any]:
-        """Return the changes of a recipe that are best by kNN on val."""
-        key, others = KEYS[recipe]
-        tried: list[tuple[float, dict[str, Any]]] = []
+    def final(self, recipe: str, changes: dict[str, Any], seed: int) -> Row:
+        """Return the row of a run that is evaluated on the test set."""
+        epochs = TUNING_EPOCHS if self.small else EPOCHS
+        return self._row(
+            {"stage": "final", "recipe": recipe, "changes": words(changes), "split": "test", "epochs": str(epochs), "seed": str(seed)}
+        )
 
-        def trial(changes: dict[str, Any]) -> None:
-            words = [word(name, value) for name, value in changes.items()]
-            name = f"tune-{recipe}-{len(tried)}".replace("_", "-")
-            common = ("train_on=train", f"epochs={TUNING_EPOCHS}", "probe_every=0", "probes=knn", "seed=0")
-            accuracy = knn(self.summary(recipe, name, *common, *words))
-            tried.append((accuracy, changes))
-            print(f"{recipe}: {' '.join(words)}: kNN on val {100 * accuracy:.1f} %")
+    def _row(self, run: Row) -> Row:
+        for row in self.rows():
+            if run.items() <= row.items():
+                return row
+        row = run | self.train(run)
+        if not self.file.exists():
+            self.file.write_text(",".join(RUN + ORIGIN) + "\n", encoding="utf-8")
+        with self.file.open("a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, RUN + ORIGIN, lineterminator="\n").writerow(row)
+        print(f"{run['stage']} {run['recipe']} {run['changes']} seed {run['seed']}: kNN on {run['split']} {row['knn10']} %", flush=True)
+        return row
 
-        for rate in RATES:
-            trial({"base_learning_rate": rate})
-        best = max(tried, key=lambda pair: pair[0])[1]
-        for value in others:
-            trial({**best, key: value})
-        return max(tried, key=lambda pair: pair[0])[1]
+    def train(self, run: Row) -> Row:
+        """Train a run, or go on with it, and return the other columns of its row."""
+        name = (
+            "-".join([run["stage"], run["recipe"], *re.findall(r"[\d.]+", run["changes"]), run["seed"]]).replace("_", "-").replace(".", "")
+        )
+        command = [f"recipe={run['recipe']}", *self.shared, f"epochs={run['epochs']}", f"seed={run['seed']}", "probe_every=0"]
+        command += ["train_on=train", "probes=knn"] if run["stage"] == "tuning" else []
+        command += ["queue_size=512"] if self.small and run["recipe"] in ("moco_thin", "nnclr_thin") else []
+        command += run["changes"].split()
+        subprocess.run(
+            [sys.executable, "-m", "twoviews", "pretrain", *command, f"runs_dir={self.folder}", f"run_id={name}"], cwd=ROOT, check=True
+        )
+        (folder,) = [path.parent for path in self.folder.glob(f"*-{name}/summary.json")]
+        summary, manifest = (json.loads((folder / file).read_text()) for file in ("summary.json", "manifest.json"))
+        linear = accuracy(summary, probe="linear_precomp", solver="lbfgs") if run["stage"] == "final" else ""
+        return {
+            "method": summary["method"],
+            "knn10": accuracy(summary, probe="knn", k=10, metric="cosine", weights="uniform"),
+            "linear": linear,
+            "rankme": f"{summary['diagnostics']['z' if 'z' in summary['diagnostics'] else 'h']['rankme']:.1f}",
+            "memory_gib": f"{summary['train']['peak_bytes'] / 2**30:.2f}",
+            "steps": str(summary["train"]["steps"]),
+            "training_s": f"{summary['train']['seconds']:.0f}",
+            "commit": manifest["commit"],
+            "machine": manifest["machine"],
+            "precision": manifest["precision"],
+            "torch": manifest["versions"]["torch"],
+            "command": f"twoviews pretrain {' '.join(command)}",
+        }
 
 
-def knn(summary: dict[str, Any]) -> float:
-    return accuracy(summary, probe="knn", k=10, metric="cosine", weights="uniform")
+def words(changes: dict[str, Any]) -> str:
+    return " ".join(f"{key}={json.dumps(value).replace(' ', '')}" for key, value in changes.items())
 
 
-def accuracy(summary: dict[str, Any], **protocol: Any) -> float:
-    """Return the accuracy of the trained h by a protocol."""
+def accuracy(summary: dict[str, Any], **protocol: Any) -> str:
+    """Return the accuracy, in per cent, of the trained h by a protocol."""
     rows = [row for row in summary["evaluations"] if row["of"] == "trained" and row["features"] == "h"]
     (found,) = [row["accuracy"] for row in rows if protocol.items() <= row.items()]
-    return float(found)
+    return f"{100 * found:.2f}"
+
+
+def tuned(runs: Runs, recipe: str) -> dict[str, Any]:
+    """Return the changes of a recipe that are best by kNN on val."""
+    key, others = KEYS[recipe]
+    tried: list[tuple[float, dict[str, Any]]] = []
+
+    def best() -> dict[str, Any]:
+        return max(tried, key=lambda pair: pair[0])[1]
+
+    def trial(changes: dict[str, Any]) -> None:
+        tried.append((float(runs.tuning(recipe, changes)["knn10"]), changes))
+
+    for rate in RATES:
+        trial({"base_learning_rate": rate})
+    rate = best()
+    for value in others:
+        trial({**rate, key: value})
+    return best()
 
 
 def step_ms(method: str) -> float:
@@ -120,25 +165,16 @@ def step_ms(method: str) -> float:
     return float(rows[-1]["value"])
 
 
-def row(recipe: str, changes: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the row of a method: means over seeds, and computed seconds of training, because the runs had other work beside them."""
-    words = [word(name, value) for name, value in changes.items()]
-    values: dict[str, list[float]] = {
-        "knn10": [100 * knn(summary) for summary in found],
-        "linear": [100 * accuracy(summary, probe="linear_precomp", solver="lbfgs") for summary in found],
-        "rankme": [summary["diagnostics"]["z" if "z" in summary["diagnostics"] else "h"]["rankme"] for summary in found],
-        "memory_gib": [summary["train"]["peak_bytes"] / 2**30 for summary in found],
-    }
-    out: dict[str, Any] = {"method": found[0]["method"], "recipe": recipe, "changes": " ".join(words), "runs": len(found)}
-    for name, numbers in values.items():
+def summarise(found: list[Row]) -> dict[str, Any]:
+    """Return the row of a method in the table: means over seeds, and computed seconds: the runs had other work beside them."""
+    out: dict[str, Any] = {key: found[0][key] for key in ("method", "recipe", "changes", "epochs")}
+    out |= {"runs": len(found), "seeds": "; ".join(row["seed"] for row in found)}
+    for name in ("knn10", "linear", "rankme", "memory_gib"):
+        numbers = [float(row[name]) for row in found]
         out[name] = round(mean(numbers), 2)
         out[f"{name}_std"] = round(stdev(numbers), 2) if len(numbers) > 1 else ""
-    out["computed_s"] = round(found[0]["train"]["steps"] * step_ms(found[0]["method"]) / 1000)
-    manifest = found[0]["manifest"]
-    command = f"twoviews pretrain recipe={recipe} epochs={EPOCHS} probe_every=0 data_dir=data/cifar10-jpeg {' '.join(words)}"
-    command += f" seed={','.join(str(summary['seed']) for summary in found)} --multirun"
-    origin = {"commit": manifest["commit"], "machine": manifest["machine"], "precision": manifest["precision"]}
-    return out | origin | {"torch": manifest["versions"]["torch"], "command": command}
+    out["computed_s"] = round(int(found[0]["steps"]) * step_ms(found[0]["method"]) / 1000)
+    return out | {key: "; ".join(dict.fromkeys(row[key] for row in found)) for key in ORIGIN}
 
 
 def picture(rows: list[dict[str, Any]]) -> Figure:
@@ -170,28 +206,27 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder of the run folders; by default runs/methods_thin")
     parser.add_argument("--only", nargs="*", default=list(KEYS), help="recipes")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
-    parser.add_argument("--to", type=Path, help="file to write; by default results/methods_thin.csv")
+    parser.add_argument("--to", type=Path, default=ROOT / "results", help="folder of the tables; by default results")
     parser.add_argument("--picture", type=Path, help="picture to write; by default docs/methods_thin.png")
-    parser.add_argument("--small", action="store_true", help="a trial on the bundled data")
+    parser.add_argument("--small", action="store_true", help="a trial on the bundled data, written to the folder of the runs")
     given = parser.parse_args()
     folder = given.runs or ROOT / ("runs/methods_trial" if given.small else "runs/methods_thin")
-    to = given.to or (folder / "methods_trial.csv" if given.small else ROOT / "results/methods_thin.csv")
-    every = Runs(folder, given.data, small=given.small)
-    chosen = {recipe: every.tuned(recipe) for recipe in given.only}
+    to = folder if given.small else given.to
+    to.mkdir(parents=True, exist_ok=True)
+    runs = Runs(to / "methods_thin_runs.csv", folder, given.data, small=given.small)
+    chosen = {recipe: tuned(runs, recipe) for recipe in given.only}
     if given.what == "tune":
         return
-    found: dict[str, list[dict[str, Any]]] = {recipe: [] for recipe in given.only}
+    found: dict[str, list[Row]] = {recipe: [] for recipe in given.only}
     for seed, recipe in itertools.product(given.seeds, given.only):
-        words = [f"epochs={TUNING_EPOCHS if given.small else EPOCHS}", f"seed={seed}", "probe_every=0"]
-        words += [word(name, value) for name, value in chosen[recipe].items()]
-        found[recipe].append(every.summary(recipe, f"train-{recipe}-{seed}".replace("_", "-"), *words))
+        found[recipe].append(runs.final(recipe, chosen[recipe], seed))
     if given.what == "write":
-        rows = [row(recipe, chosen[recipe], found[recipe]) for recipe in given.only]
-        with to.open("w", newline="", encoding="utf-8") as file:
+        rows = [summarise(found[recipe]) for recipe in given.only]
+        with (to / "methods_thin.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        picture(rows).savefig(given.picture or (to.with_suffix(".png") if given.small else ROOT / "docs/methods_thin.png"), dpi=150)
+        picture(rows).savefig(given.picture or (to / "methods_thin.png" if given.small else ROOT / "docs/methods_thin.png"), dpi=150)
 
 
 if __name__ == "__main__":
