@@ -39,3 +39,53 @@ def test_the_values_that_are_tried_differ_from_the_recipe(table: ModuleType) -> 
     for recipe, (key, values) in table.KEYS.items():
         own = config.load("pretrain", [f"recipe={recipe}"])[key]
         assert all(value != own for value in values), recipe
+
+
+ROW = {"linear": "60.00", "rankme": "20.0", "memory_gib": "1.00", "steps": "100", "training_s": "9", "method": "simclr", "commit": "abc"}
+ROW |= {"machine": "cpu", "precision": "fp32", "torch": "2", "command": "twoviews pretrain"}
+
+
+@pytest.fixture
+def trained(table: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The runs that were trained. kNN falls with the rate, and is 10 points better at a temperature of 0.5."""
+    found: list[dict[str, str]] = []
+
+    def train(self: object, run: dict[str, str]) -> dict[str, str]:
+        found.append(run)
+        changes = dict(word.split("=") for word in run["changes"].split())
+        return {**ROW, "knn10": f"{50.05 - float(changes['base_learning_rate']) + 10 * (changes.get('temperature') == '0.5'):.2f}"}
+
+    monkeypatch.setattr(table.Runs, "train", train)
+    return found
+
+
+def test_the_key_is_tried_at_the_best_rate(table: ModuleType, trained: list[dict[str, str]], tmp_path: Path) -> None:
+    runs = table.Runs(tmp_path / "runs.csv", tmp_path, "cifar", small=False)
+    assert table.tuned(runs, "cifar_thin") == {"base_learning_rate": 0.05, "temperature": 0.5}
+    rates = ["base_learning_rate=0.05", "base_learning_rate=0.1", "base_learning_rate=0.2"]
+    assert [run["changes"] for run in trained] == [*rates, f"{rates[0]} temperature=0.2", f"{rates[0]} temperature=0.5"]
+    assert {(run["split"], run["epochs"], run["seed"]) for run in trained} == {("val", "2", "0")}
+
+
+def test_a_run_in_the_file_is_not_trained_again(table: ModuleType, trained: list[dict[str, str]], tmp_path: Path) -> None:
+    first = table.Runs(tmp_path / "runs.csv", tmp_path, "cifar", small=False).final("cifar_thin", {"base_learning_rate": 0.1}, 1)
+    again = table.Runs(tmp_path / "runs.csv", tmp_path, "cifar", small=False)
+    assert again.final("cifar_thin", {"base_learning_rate": 0.1}, 1) == first
+    assert len(trained) == 1
+    again.final("cifar_thin", {"base_learning_rate": 0.1}, 2)
+    again.final("cifar_thin", {"base_learning_rate": 0.2}, 1)
+    again.tuning("cifar_thin", {"base_learning_rate": 0.1})
+    assert [(run["stage"], run["changes"][-3:], run["seed"]) for run in trained[1:]] == [
+        ("final", "0.1", "2"),
+        ("final", "0.2", "1"),
+        ("tuning", "0.1", "0"),
+    ]
+    assert len(again.rows()) == 4
+
+
+def test_a_method_has_means_and_deviations_over_its_seeds(table: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "step_ms", lambda method: 50.0)
+    shared = {**ROW, "recipe": "cifar_thin", "changes": "base_learning_rate=0.1", "epochs": "10"}
+    found = table.summarise([{**shared, "knn10": knn, "seed": seed} for knn, seed in (("60.00", "0"), ("61.00", "1"), ("62.00", "2"))])
+    assert (found["knn10"], found["knn10_std"], found["runs"], found["seeds"]) == (61.0, 1.0, 3, "0; 1; 2")
+    assert (found["computed_s"], found["command"]) == (5, "twoviews pretrain")

@@ -14,11 +14,16 @@ from pages import RESULTS, ROOT, Block, accept_any, anchors, commands, links, mi
 PAGES = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "docs").rglob("[!_]*.md"))]
 TABLES = sorted(RESULTS.glob("*.csv"))
 OF_RUNS = "recipe,data,split,method,uses_labels,backbone,epochs,batch,protocol,features,of,mean,std,runs,seeds,training_s,views_per_s"
+TABLE = "method,recipe,changes,epochs,runs,seeds,knn10,knn10_std,linear,linear_std,rankme,rankme_std,memory_gib,memory_gib_std,computed_s"
+TABLE_RUNS = "stage,method,recipe,changes,split,epochs,seed,knn10,linear,rankme,memory_gib,steps,training_s"
 ORIGIN = ("commit", "machine", "torch", "command")
 HEADERS = {  # of the files of results/, and the columns that no row leaves empty
     f"{OF_RUNS},commit,machine,precision,torch,command": (*OF_RUNS.split(",")[:12], "runs", "seeds", *ORIGIN),
     "what,case,way,value,unit,low,high,machine,commit,torch,command,kind": ("what", "value", "unit", *ORIGIN, "kind"),
     "fault,mean,std,difference,noise,runs,seeds,commit,machine,precision,torch,command": ("fault", "mean", "runs", "seeds", *ORIGIN),
+    f"{TABLE},commit,machine,precision,torch,command": (*TABLE.split(","), *ORIGIN),
+    f"{TABLE_RUNS},commit,machine,precision,torch,command": tuple(column for column in TABLE_RUNS.split(",") if column != "linear")
+    + ORIGIN,
     "value,unit,network,training,evaluation,source,kind": ("value", "unit", "network", "training", "evaluation", "source", "kind"),
 }
 KINDS = {"measured", "computed", "goal", "quoted"}
