@@ -126,21 +126,62 @@ def test_runs_compare_as_csv_joins_different_origins_and_counts_runs(
     assert complete(capsys, tmp_path / "runs")[0]["commit"] == "c1"
 
 
+def add_run(runs_dir: Path, of: Path, name: str, accuracy: float, *, setting: tuple[str, str] = ("", ""), images: str = "") -> Path:
+    """Add a finished run: a copy of another with this accuracy, another setting, or other images."""
+    path = runs.create(runs_dir, name, (of / runs.CONFIG).read_text().replace(*setting))
+    manifest, summary = runs.read_json(of, runs.MANIFEST), small.summary(of)
+    summary["evaluations"] = [{**row, "accuracy": accuracy} for row in summary["evaluations"]]
+    with runs.RunFolder(path) as folder:
+        folder.write(runs.MANIFEST, manifest | ({"data_digest": images} if images else {}))
+        folder.write(runs.SUMMARY, summary)
+    return path
+
+
 def test_runs_compare_counts_a_repeated_seed_once_and_takes_the_newest(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, two_seeds: Path
 ) -> None:
     shutil.copytree(two_seeds, tmp_path / "runs")
-    first, _ = runs.folders(tmp_path / "runs")
-    again = runs.create(tmp_path / "runs", "again", (first / runs.CONFIG).read_text())
-    repeated = small.summary(first)
-    repeated["evaluations"] = [{**row, "accuracy": 0.123} for row in repeated["evaluations"]]
-    for name, content in ((runs.MANIFEST, runs.read_json(first, runs.MANIFEST)), (runs.SUMMARY, repeated)):
-        with runs.RunFolder(again) as folder:
-            folder.write(name, content)
+    first, second = runs.folders(tmp_path / "runs")
+    add_run(tmp_path / "runs", first, "again", 0.123)
     row = complete(capsys, tmp_path / "runs")[0]
-    (second,) = [path for path in runs.folders(two_seeds) if small.summary(path)["seed"] != repeated["seed"]]
     accuracy = 100 * small.summary(second)["evaluations"][0]["accuracy"]
     assert (row["runs"], row["mean"]) == ("2", f"{(12.3 + accuracy) / 2:.1f}")
+
+
+def markdown(capsys: pytest.CaptureFixture[str], view: str, runs_dir: Path) -> list[dict[str, str]]:
+    capsys.readouterr()
+    assert main(["runs", view, f"runs_dir={runs_dir}", "format=markdown"]) == 0
+    head, _, *rows = (line.removeprefix("| ").removesuffix(" |").split(" | ") for line in capsys.readouterr().out.splitlines())
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize("view", ["compare", "dkobak", "p3i0t"])
+def test_rows_of_a_recipe_say_in_which_settings_and_images_they_differ(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, two_seeds: Path, view: str
+) -> None:
+    assert all("differs by" not in row for row in markdown(capsys, view, two_seeds))
+    shutil.copytree(two_seeds, tmp_path / "runs")
+    first, _ = runs.folders(tmp_path / "runs")
+    own = re.search(r"^temperature: (.*)$", (first / runs.CONFIG).read_text(), flags=re.M)
+    assert own is not None
+    add_run(tmp_path / "runs", first, "warm", 0.5, setting=(own[0], "temperature: 0.7"))
+    assert [row["differs by"] for row in markdown(capsys, view, tmp_path / "runs")] == [f"temperature={own[1]}", "temperature=0.7"]
+    add_run(tmp_path / "runs", first, "other", 0.5, images="0123456789")
+    digest = runs.read_json(first, runs.MANIFEST)["data_digest"]
+    assert [row["differs by"] for row in markdown(capsys, view, tmp_path / "runs")] == [
+        f"temperature={own[1]}, images {digest[:8]}",
+        f"temperature=0.7, images {digest[:8]}",
+        f"temperature={own[1]}, images 01234567",
+    ]
+
+
+def test_runs_best_has_a_row_for_each_set_of_images_of_one_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, two_seeds: Path
+) -> None:
+    shutil.copytree(two_seeds, tmp_path / "runs")
+    first, _ = runs.folders(tmp_path / "runs")
+    best, other = add_run(tmp_path / "runs", first, "best", 1.0), add_run(tmp_path / "runs", first, "other", 0.5, images="0123456789")
+    assert [row["run"] for row in markdown(capsys, "best", tmp_path / "runs")] == [best.name, other.name]
 
 
 def test_runs_best_shows_the_run_with_the_highest_accuracy(capsys: pytest.CaptureFixture[str], two_seeds: Path) -> None:

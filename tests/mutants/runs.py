@@ -156,6 +156,27 @@ MUTANTS = [
         "None",
         "config/test_schema.py::test_runs_are_grouped_over_seeds_by_their_science_keys",
     ),
+    Mutant(
+        "the best of different images of one name",
+        "commands/runs.py",
+        'summary["dataset"], tables.digest(summary), tables.split(summary)',
+        'summary["dataset"], tables.split(summary)',
+        "test_runs_best_has_a_row_for_each_set_of_images_of_one_name",
+    ),
+    Mutant(
+        "runs on other images compared on a page",
+        "report/compare.py",
+        'summary["dataset"], tables.digest(summary), tables.split(summary)',
+        'summary["dataset"], tables.split(summary)',
+        "test_a_comparison_names_cut_runs_and_runs_with_labels",
+    ),
+    Mutant(
+        "rows on other images look alike",
+        "runs/tables.py",
+        "if len(digests) > 1 else []",
+        "if False else []",
+        "test_rows_of_a_recipe_say_in_which_settings_and_images_they_differ",
+    ),
     Mutant("probes at other rates in one mean", "runs/tables.py", " if _protocol(row) == _protocol(rows[0])]", "]", "runs/test_tables.py"),
     Mutant(
         "another data set's number in a table",

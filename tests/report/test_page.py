@@ -127,6 +127,10 @@ def test_a_comparison_names_cut_runs_and_runs_with_labels(tmp_path: Path) -> Non
     assert [name.endswith("(uses labels)") for name in content["names"]] == [False, True]
     text = html.comparison(paths)
     assert "(uses labels)" in text
+    assert "cannot be compared" not in text
+    with runs.RunFolder(paths[1]) as folder:
+        folder.write(runs.MANIFEST, {**runs.read_json(paths[1], runs.MANIFEST), "data_digest": "1" * 64})
+    assert "cannot be compared" in html.comparison(paths), "images of the same name differ"
 
 
 def test_titles_of_curves_are_those_of_the_page() -> None:

@@ -46,10 +46,11 @@ def run(cfg: Config) -> int:
         wanted = [f"{key}={cfg[key]}" for key in FILTERS if cfg[key]]
         raise ValueError(f"runs_dir={folder}: holds no run{' with ' + ', '.join(wanted) if wanted else ''}: twoviews pretrain creates one")
     if cfg.view in tables.TABLES:
-        rows = tables.TABLES[cfg.view](finished)
+        rows = _with_differences(tables.TABLES[cfg.view](finished), finished)
+    elif cfg.view == "compare":
+        rows = _complete(finished) if cfg.format == "csv" else _with_differences(_compare(finished), finished)
     else:
-        compare = _complete if cfg.format == "csv" else _compare
-        rows = compare(finished) if cfg.view == "compare" else {"list": _list, "best": _best}[cfg.view](_sorted(found, cfg.sort))
+        rows = {"list": _list, "best": _best}[cfg.view](_sorted(found, cfg.sort))
     if not rows:
         raise ValueError(f"runs_dir={folder}: {len(found)} runs, none finished: to finish one: twoviews pretrain resume=<folder>")
     form = cfg.format if cfg.format != "auto" else "markdown" if cfg.view in tables.TABLES else "text"
@@ -121,10 +122,10 @@ def _list(found: list[Found]) -> list[Row]:
 
 
 def _best(found: list[Found]) -> list[Row]:
-    best: dict[tuple[str, str], Found] = {}
+    best: dict[tuple[str | None, ...], Found] = {}
     for path, summary in found:
         if summary:
-            key = (summary["dataset"], tables.split(summary))
+            key = (summary["dataset"], tables.digest(summary), tables.split(summary))
             if key not in best or (headline(summary) or 0) > (headline(best[key][1]) or 0):
                 best[key] = (path, summary)
     return [_row(path, summary) for path, summary in best.values()]
@@ -148,6 +149,12 @@ def _compare(finished: list[tables.Run]) -> list[Row]:
             }
         )
     return rows
+
+
+def _with_differences(rows: list[Row], finished: list[tables.Run]) -> list[Row]:
+    """Add a column to the rows of groups that says how those of one recipe differ, unless all would be empty."""
+    differences = tables.differences(tables.groups(finished))
+    return [row | {"differs by": text} for row, text in zip(rows, differences, strict=True)] if any(differences) else rows
 
 
 def _complete(finished: list[tables.Run]) -> list[Row]:

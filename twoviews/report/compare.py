@@ -17,7 +17,8 @@ def content(folders: list[Path]) -> dict[str, Any]:
     Args:
         folders: of finished runs, two or more.
     """
-    summaries = [runs.read_json(path, runs.SUMMARY) for path in folders]
+    manifests = [runs.read_json(path, runs.MANIFEST) for path in folders]
+    summaries = [runs.read_json(path, runs.SUMMARY) | {"manifest": manifest} for path, manifest in zip(folders, manifests, strict=True)]
     configs = [runs.read_config(path) for path in folders]
     metrics = [runs.read_metrics(path, []) for path in folders]
     names = [path.name + (" (uses labels)" if summary["uses_labels"] else "") for path, summary in zip(folders, summaries, strict=True)]
@@ -26,8 +27,8 @@ def content(folders: list[Path]) -> dict[str, Any]:
         "recipes": recipes(configs),
         "numbers": numbers(summaries),
         "curves": curves(names, metrics),
-        "one_data_set": len({(summary["dataset"], tables.split(summary)) for summary in summaries}) == 1,
-        "manifests": [runs.read_json(path, runs.MANIFEST) for path in folders],
+        "one_data_set": len({(summary["dataset"], tables.digest(summary), tables.split(summary)) for summary in summaries}) == 1,
+        "manifests": manifests,
     }
 
 

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from twoviews.config.schema import keys
+from twoviews.config.schema import keys, show
 
 Row = dict[str, str]
 Run = tuple[dict[str, Any], dict[str, Any]]  # summary, configuration
+
+COLUMNS = ("seed", "recipe", "method", "dataset", "backbone", "epochs", "batch_size")  # settings that the tables show
 
 # What the README of p3i0t quotes from the SimCLR paper.
 IN_PAPER = {("simclr", "resnet50", "CIFAR-10", "1000"): "~93.5"}
@@ -34,9 +36,26 @@ def groups(found: Sequence[Run]) -> list[list[Run]]:
     science = set(keys("science")) - {"seed"}
     for summary, config in found:
         same = tuple(sorted((key, str(value)) for key, value in config.items() if key in science and value is not None))
-        data = summary["dataset"], summary.get("manifest", {}).get("data_digest")
-        out.setdefault((data, summary["train"]["steps"], same), {})[config.get("seed")] = (summary, config)
+        out.setdefault((summary["dataset"], digest(summary), summary["train"]["steps"], same), {})[config.get("seed")] = (summary, config)
     return [list(group.values()) for group in out.values()]
+
+
+def differences(found: Sequence[list[Run]]) -> list[str]:
+    """Return what sets each group of runs apart from the other groups of its recipe.
+
+    Returns:
+        for each group the settings that have no column and are not the same in all these groups, and the beginning of the images'
+        checksum if images of one name differ.
+    """
+    out = []
+    for group in found:
+        summary, config = group[0]
+        alike = [other[0] for other in found if other[0][0]["recipe"] == summary["recipe"]]
+        names = [key for key in keys("science") if key not in COLUMNS and len({str(other.get(key)) for _, other in alike}) > 1]
+        digests = {digest(other) for other, _ in alike if other["dataset"] == summary["dataset"]}
+        images = [f"images {(digest(summary) or 'unknown')[:8]}"] if len(digests) > 1 else []
+        out.append(", ".join([f"{key}={show(config.get(key))}" for key in names] + images))
+    return out
 
 
 def p3i0t(found: Sequence[Run]) -> list[Row]:
@@ -217,6 +236,12 @@ def _remark(row: dict[str, Any]) -> str:
     differs = [text.format(row[key]) for key, text in said if row[key] != _STANDARD[key]]
     cut = [f"cut at step {row['steps']}"] if "steps" in row else []
     return f" ({', '.join(differs + cut)})" if differs + cut else ""
+
+
+def digest(summary: dict[str, Any]) -> str | None:
+    """Return the checksum of the images of a run, if its manifest is known."""
+    found: str | None = summary.get("manifest", {}).get("data_digest")
+    return found
 
 
 def split(summary: dict[str, Any]) -> str:
