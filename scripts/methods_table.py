@@ -102,7 +102,8 @@ class Runs:
         name = (
             "-".join([run["stage"], run["recipe"], *re.findall(r"[\d.]+", run["changes"]), run["seed"]]).replace("_", "-").replace(".", "")
         )
-        command = [f"recipe={run['recipe']}", *self.shared, f"epochs={run['epochs']}", f"seed={run['seed']}", "probe_every=0"]
+        command = [f"recipe={run['recipe']}", *self.shared, f"epochs={run['epochs']}", f"seed={run['seed']}"]
+        command += ["probe_every=0", "baselines=false"]
         command += ["train_on=train", "probes=knn"] if run["stage"] == "tuning" else []
         command += ["queue_size=512"] if self.small and run["recipe"] in ("moco_thin", "nnclr_thin") else []
         command += run["changes"].split()

@@ -40,12 +40,11 @@ def evaluate(
     max_steps: int | None = None,
     store: Callable[[list[dict[str, Any]], list[str]], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return rows for raw pixels, the random initialisation and the trained backbone.
+    """Return rows for the trained backbone and, with `baselines=true`, raw pixels and the random initialisation.
 
-    Linear probes on augmented images evaluate the trained backbone only. With `train_on=train+val`, evaluation uses the test
-    split, once. With `train_on=train` it uses the validation split, so that the test set stays untouched; a part of `train`
-    then serves to choose hyper-parameters. With `train_on=train+val+test` (as in some papers) it uses the test split, and
-    every row says so. A data set without test images is evaluated by kNN that leaves out one image at a time.
+    Linear probes on augmented images evaluate the trained backbone only. `train_on=train+val` uses the test split, once.
+    `train_on=train` uses the validation split, and chooses hyper-parameters on a part of `train`. `train_on=train+val+test`
+    (as in some papers) uses the test split, and every row says so. Without test images, kNN leaves out one image at a time.
 
     Args:
         cfg: of the run.
@@ -74,7 +73,7 @@ def evaluate(
     _print_skipped(cfg, parts, probes, evaluation)
     modules = _modules(cfg, parts, of)
     if steps:
-        seconds = distributed.on_first(lambda: evaluation.predict_seconds(steps, modules[of]["h"]))
+        seconds = distributed.on_first(lambda: evaluation.predict_seconds(steps, modules[of]["h"], baselines=cfg.baselines))
         print(f"evaluating {len(steps)} {'probe' if len(steps) == 1 else 'probes'}: about {duration(seconds)} (predicted)", flush=True)
     rows: list[dict[str, Any]] = []
     for number, names in enumerate(steps):
@@ -203,14 +202,14 @@ class Evaluation:
             predictions += protocols.predict(probe, train=fit, val=choose, test=test, classes=self.classes, **options)
         return predictions
 
-    def predict_seconds(self, steps: list[tuple[str, ...]], backbone: nn.Module | None) -> float:
+    def predict_seconds(self, steps: list[tuple[str, ...]], backbone: nn.Module | None, *, baselines: bool) -> float:
         """Return roughly how long these steps take, from two short measurements."""
         assert backbone is not None, "the trained backbone is no baseline"
         images, embed = self.train[0], self.parts.embed
         rates = cost.measure(lambda n: embed(backbone, images[torch.arange(n) % len(images)], "embed, measured"))
         dims = (pixels(images[:1]).shape[1], embed(backbone, images[:1], "embed, measured").shape[1])
-        rows, queries = len(self.train[1]) + len(self.val[1]), len(self.test[1])
-        return cost.seconds(steps, rates, rows=rows, queries=queries, dims=dims, classes=self.classes, schedule=self.schedule)
+        about: dict[str, Any] = {"rows": len(self.train[1]) + len(self.val[1]), "queries": len(self.test[1]), "classes": self.classes}
+        return cost.seconds(steps, rates, dims=dims, schedule=self.schedule, baselines=baselines, **about)
 
     def few_labels(self, bank: Split, share: float) -> tuple[Split, Split]:
         """Return a share of the labelled rows in two parts: one to fit on, one to choose the weight decay by."""
@@ -272,6 +271,8 @@ def _splits(cfg: Config, data: Dataset, *, own: bool) -> tuple[Split, Split, Spl
 
 def _modules(cfg: Config, parts: build.Parts, of: str) -> dict[str, Mapping[str, nn.Module | None]]:
     """Return the modules for h and z of everything that is evaluated; None stands for raw pixels."""
+    if not cfg.baselines:
+        return {of: parts.method.modules_to_probe()}
     with distributed.alone():  # no batch is shared here
         random = build.to_device(build.build_method(cfg, parts.dataset), parts.machine)
     return {"raw_pixels": {"h": None}, RANDOM: random.modules_to_probe(), of: parts.method.modules_to_probe()}
@@ -296,5 +297,4 @@ def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[st
     def same(row: dict[str, Any]) -> tuple[Any, ...]:
         return row["of"], row["features"], row["split"], protocols.protocol(row)
 
-    replaced = {same(row) for row in new}
-    return [row for row in old if same(row) not in replaced] + new
+    return [row for row in old if same(row) not in map(same, new)] + new

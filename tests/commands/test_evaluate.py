@@ -21,6 +21,7 @@ from twoviews.data.dataset import load
 from twoviews.data.idx import CLASSES
 from twoviews.methods import METHODS
 from twoviews.probes import protocols
+from twoviews.report import page
 from twoviews.runs import checkpoint, tables
 
 pytestmark = pytest.mark.usefixtures("fast")
@@ -189,6 +190,16 @@ def test_projections_are_evaluated_after_training_and_again_from_the_checkpoint(
     assert main(argv) == 0
     assert as_set(evaluations(path)) == as_set(first)
     assert "an epoch's file has no projector" in refused(capsys, *argv, "load_epoch=1")
+
+
+def test_baselines_are_left_out_on_request_and_added_by_a_later_evaluation(few: Path, tmp_path: Path) -> None:
+    path = pretrained(few, tmp_path / "runs", "probes=knn", "baselines=false")
+    alone = evaluations(path)
+    assert {row["of"] for row in alone} == {"trained"}
+    assert "of the images." in page.in_words(small.summary(path)), "the report has no bracket for baselines"
+    assert main(["evaluate", f"run={path}", *PLAIN, "probes=knn"]) == 0
+    assert {row["of"] for row in evaluations(path)} == set(KINDS)
+    assert as_set([row for row in evaluations(path) if row["of"] == "trained"]) == as_set(alone)
 
 
 def test_a_method_without_a_projector_has_no_probe_of_one(capsys: pytest.CaptureFixture[str], few: Path, tmp_path: Path) -> None:

@@ -176,6 +176,13 @@ MUTANTS = [
         "test_a_row_has_the_accuracy_of_each_class_and_the_summary_describes_the_features",
     ),
     Mutant(
+        "baselines are evaluated in any case",
+        "evaluation.py",
+        "if not cfg.baselines:",
+        "if False:",
+        "test_baselines_are_left_out_on_request_and_added_by_a_later_evaluation",
+    ),
+    Mutant(
         "the random initialisation is the trained backbone",
         "evaluation.py",
         "RANDOM: random.modules_to_probe()",
@@ -192,7 +199,7 @@ MUTANTS = [
     Mutant(
         "old rows of the same protocol are kept",
         "evaluation.py",
-        "if same(row) not in replaced]",
+        "if same(row) not in map(same, new)]",
         "]",
         "test_evaluate_latest_replaces_rows_of_its_protocols_and_adds_others",
     ),

@@ -22,6 +22,7 @@ def test_two_networks_embed_all_images_once_for_all_probes() -> None:
     assert seconds() == pytest.approx(2 * 60_000 * 1e-3)
     knn = seconds("knn") - seconds()
     assert knn == pytest.approx(2 * 50_000 * 10_000 * (3072 + 2 * 512) * 1e-10)
+    assert seconds("knn", baselines=False) == pytest.approx(60_000 * 1e-3 + 2 * 50_000 * 10_000 * 512 * 1e-10)
     assert seconds("knn", "linear_precomp") == pytest.approx(knn + seconds("linear_precomp"))
 
 

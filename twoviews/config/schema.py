@@ -261,6 +261,7 @@ RULES: dict[str, Rule] = {
             ),
             words=True,
         ),
+        baselines=Rule(bool),
         probe_every=Rule(float, 0, 100_000, verbs=("pretrain",)),
         solver=Rule(str, choices=("lbfgs", "adam", "sklearn"), null=True),
         protocol=Rule(str, choices=("dkobak", "dkobak_v2")),

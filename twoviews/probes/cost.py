@@ -59,8 +59,9 @@ def seconds(
     dims: tuple[int, int],
     classes: int,
     schedule: Callable[..., Schedule],
+    baselines: bool = True,
 ) -> float:
-    """Return roughly how long an evaluation takes: of raw pixels, and of two networks.
+    """Return roughly how long an evaluation takes.
 
     Args:
         steps: names of probes; those of a kNN search together.
@@ -70,9 +71,10 @@ def seconds(
         dims: of raw pixels, and of the networks' features.
         classes: of the data set.
         schedule: returns the schedule of a probe, as `protocols.schedule`.
+        baselines: raw pixels and a second network are evaluated, too.
     """
-    features = (dims[0], dims[1], dims[1])
-    total = 2 * rates.image * (rows + queries)
+    features = (dims[0], dims[1], dims[1]) if baselines else (dims[1],)
+    total = (1 + baselines) * rates.image * (rows + queries)
     for name, *_ in steps:
         if name in protocols.KNN:
             total += sum(rates.flop * 2.0 * rows * queries * one for one in features)
@@ -80,7 +82,7 @@ def seconds(
         for share in protocols.SHARES.get(name, (1.0,)):
             few = rows * share
             if name in protocols.ON_IMAGES:
-                networks, factor = (2, BACKWARD) if name in protocols.TUNED else (1, 1.0)
+                networks, factor = (1 + baselines, BACKWARD) if name in protocols.TUNED else (1, 1.0)
                 total += networks * factor * VIEWS * schedule(name, share=share).epochs * few * rates.image
             else:
                 training = schedule(name) if name == "linear_precomp adam" else None
