@@ -155,24 +155,23 @@ def markdown(capsys: pytest.CaptureFixture[str], view: str, runs_dir: Path) -> l
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 
-@pytest.mark.parametrize("view", ["compare", "dkobak", "p3i0t"])
+@pytest.mark.parametrize("view", ["list", "compare", "dkobak", "p3i0t"])
 def test_rows_of_a_recipe_say_in_which_settings_and_images_they_differ(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, two_seeds: Path, view: str
 ) -> None:
+    def differences() -> list[str]:
+        return list(dict.fromkeys(row["differs by"] for row in markdown(capsys, view, tmp_path / "runs")))
+
     assert all("differs by" not in row for row in markdown(capsys, view, two_seeds))
     shutil.copytree(two_seeds, tmp_path / "runs")
     first, _ = runs.folders(tmp_path / "runs")
     own = re.search(r"^temperature: (.*)$", (first / runs.CONFIG).read_text(), flags=re.M)
     assert own is not None
     add_run(tmp_path / "runs", first, "warm", 0.5, setting=(own[0], "temperature: 0.7"))
-    assert [row["differs by"] for row in markdown(capsys, view, tmp_path / "runs")] == [f"temperature={own[1]}", "temperature=0.7"]
+    assert differences() == [f"temperature={own[1]}", "temperature=0.7"]
     add_run(tmp_path / "runs", first, "other", 0.5, images="0123456789")
-    digest = runs.read_json(first, runs.MANIFEST)["data_digest"]
-    assert [row["differs by"] for row in markdown(capsys, view, tmp_path / "runs")] == [
-        f"temperature={own[1]}, images {digest[:8]}",
-        f"temperature=0.7, images {digest[:8]}",
-        f"temperature={own[1]}, images 01234567",
-    ]
+    images = f"images {runs.read_json(first, runs.MANIFEST)['data_digest'][:8]}"
+    assert differences() == [f"temperature={own[1]}, {images}", f"temperature=0.7, {images}", f"temperature={own[1]}, images 01234567"]
 
 
 def test_runs_best_has_a_row_for_each_set_of_images_of_one_name(

@@ -30,7 +30,7 @@ LEAVE_OUT = (
     "method",
     "finished",
 )  # in this order
-Found = tuple[Path, dict[str, Any]]  # a run folder and its summary, which is {} if it has not finished
+Found = tuple[Path, dict[str, Any], dict[str, Any]]  # a run folder, its summary, which is {} if it has not finished, and its configuration
 
 
 def run(cfg: Config) -> int:
@@ -41,16 +41,20 @@ def run(cfg: Config) -> int:
             raise ValueError(f"runs {cfg.view}: expected run=<folder>: twoviews runs lists them")
         path = runs.find(cfg.run, folder)
         return _show(path) if cfg.view == "show" else _delete(path, sure=cfg.sure)
-    found, finished = _read(cfg, folder)
+    found = _read(cfg, folder)
+    finished = [(summary, config) for _, summary, config in found if summary]
     if not found:
         wanted = [f"{key}={cfg[key]}" for key in FILTERS if cfg[key]]
         raise ValueError(f"runs_dir={folder}: holds no run{' with ' + ', '.join(wanted) if wanted else ''}: twoviews pretrain creates one")
     if cfg.view in tables.TABLES:
-        rows = _with_differences(tables.TABLES[cfg.view](finished), finished)
+        rows = _with_differences(tables.TABLES[cfg.view](finished), [group[0] for group in tables.groups(finished)])
+    elif cfg.view == "compare" and cfg.format == "csv":
+        rows = _complete(finished)
     elif cfg.view == "compare":
-        rows = _complete(finished) if cfg.format == "csv" else _with_differences(_compare(finished), finished)
+        rows = _with_differences(_compare(finished), [group[0] for group in tables.groups(finished)])
     else:
-        rows = {"list": _list, "best": _best}[cfg.view](_sorted(found, cfg.sort))
+        shown = _sorted(found if cfg.view == "list" else _best(found), cfg.sort)
+        rows = _with_differences([_row(path, summary) for path, summary, _ in shown], [(summary, config) for _, summary, config in shown])
     if not rows:
         raise ValueError(f"runs_dir={folder}: {len(found)} runs, none finished: to finish one: twoviews pretrain resume=<folder>")
     form = cfg.format if cfg.format != "auto" else "markdown" if cfg.view in tables.TABLES else "text"
@@ -60,9 +64,9 @@ def run(cfg: Config) -> int:
     return 0
 
 
-def _read(cfg: Config, folder: Path) -> tuple[list[Found], list[tables.Run]]:
-    """Return the runs that fit the filters, and those of them that have finished with their configurations."""
-    found, finished = [], []
+def _read(cfg: Config, folder: Path) -> list[Found]:
+    """Return the runs that fit the filters."""
+    found = []
     for path in runs.folders(folder):
         try:
             summary, stored = runs.read_json(path, runs.SUMMARY), runs.read_config(path)
@@ -71,9 +75,8 @@ def _read(cfg: Config, folder: Path) -> tuple[list[Found], list[tables.Run]]:
             print(f"skipped: {path.name}: {error}" if isinstance(error, OSError) else f"skipped: {error}", file=sys.stderr)
             continue
         if all(cfg[key] in (None, stored.get(key)) for key in FILTERS):
-            found.append((path, summary))
-            finished += [(summary, stored)] * bool(summary)
-    return found, finished
+            found.append((path, summary, stored))
+    return found
 
 
 def _sorted(found: list[Found], by: str) -> list[Found]:
@@ -81,10 +84,10 @@ def _sorted(found: list[Found], by: str) -> list[Found]:
     if by == "time":
         return found
     if by == "name":
-        return sorted(found, key=lambda pair: pair[0].name)
+        return sorted(found, key=lambda one: one[0].name)
     numbers: dict[str, Callable[[dict[str, Any]], float | None]]
     numbers = {"knn": headline, "linear": linear, "seconds": lambda summary: summary["train"]["seconds"]}
-    return sorted(found, key=lambda pair: -((numbers[by](pair[1]) if pair[1] else None) or 0))
+    return sorted(found, key=lambda one: -((numbers[by](one[1]) if one[1] else None) or 0))
 
 
 def _show(path: Path) -> int:
@@ -117,18 +120,15 @@ def _delete(path: Path, *, sure: bool) -> int:
     return 0
 
 
-def _list(found: list[Found]) -> list[Row]:
-    return [_row(path, summary) for path, summary in found]
-
-
-def _best(found: list[Found]) -> list[Row]:
+def _best(found: list[Found]) -> list[Found]:
+    """Return the run with the highest accuracy on each data set and split."""
     best: dict[tuple[str | None, ...], Found] = {}
-    for path, summary in found:
+    for path, summary, config in found:
         if summary:
             key = (summary["dataset"], tables.digest(summary), tables.split(summary))
             if key not in best or (headline(summary) or 0) > (headline(best[key][1]) or 0):
-                best[key] = (path, summary)
-    return [_row(path, summary) for path, summary in best.values()]
+                best[key] = (path, summary, config)
+    return list(best.values())
 
 
 def _compare(finished: list[tables.Run]) -> list[Row]:
@@ -151,9 +151,9 @@ def _compare(finished: list[tables.Run]) -> list[Row]:
     return rows
 
 
-def _with_differences(rows: list[Row], finished: list[tables.Run]) -> list[Row]:
-    """Add a column to the rows of groups that says how those of one recipe differ, unless all would be empty."""
-    differences = tables.differences(tables.groups(finished))
+def _with_differences(rows: list[Row], of: list[tables.Run]) -> list[Row]:
+    """Add a column that says how rows of one recipe differ, unless it would be empty. `of` has a run for each row."""
+    differences = tables.differences(of)
     return [row | {"differs by": text} for row, text in zip(rows, differences, strict=True)] if any(differences) else rows
 
 

@@ -40,19 +40,21 @@ def groups(found: Sequence[Run]) -> list[list[Run]]:
     return [list(group.values()) for group in out.values()]
 
 
-def differences(found: Sequence[list[Run]]) -> list[str]:
-    """Return what sets each group of runs apart from the other groups of its recipe.
+def differences(rows: Sequence[Run]) -> list[str]:
+    """Return what sets each of several runs apart from the others of its recipe.
+
+    Args:
+        rows: the runs; the summary of one that has not finished is {}.
 
     Returns:
-        for each group the settings that have no column and are not the same in all these groups, and the beginning of the images'
+        for each run the settings that have no column and are not the same in all these runs, and the beginning of the images'
         checksum if images of one name differ.
     """
     out = []
-    for group in found:
-        summary, config = group[0]
-        alike = [other[0] for other in found if other[0][0]["recipe"] == summary["recipe"]]
+    for summary, config in rows:
+        alike = [other for other in rows if other[1].get("recipe") == config.get("recipe")]
         names = [key for key in keys("science") if key not in COLUMNS and len({str(other.get(key)) for _, other in alike}) > 1]
-        digests = {digest(other) for other, _ in alike if other["dataset"] == summary["dataset"]}
+        digests = {digest(other) for other, _ in alike if summary and other.get("dataset") == summary["dataset"]}
         images = [f"images {(digest(summary) or 'unknown')[:8]}"] if len(digests) > 1 else []
         out.append(", ".join([f"{key}={show(config.get(key))}" for key in names] + images))
     return out
