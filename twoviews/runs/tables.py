@@ -9,7 +9,7 @@ from twoviews.config.schema import keys, show
 Row = dict[str, str]
 Run = tuple[dict[str, Any], dict[str, Any]]  # summary, configuration
 
-COLUMNS = ("seed", "recipe", "method", "dataset", "backbone", "epochs", "batch_size")  # settings that the tables show
+COLUMNS = ("seed", "recipe", "method", "dataset", "train_on", "backbone", "epochs", "batch_size")  # settings that the tables show
 
 # What the README of p3i0t quotes from the SimCLR paper.
 IN_PAPER = {("simclr", "resnet50", "CIFAR-10", "1000"): "~93.5"}
