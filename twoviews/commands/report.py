@@ -36,7 +36,8 @@ def _again(cfg: Config, path: Path) -> int:
         complete = "mistakes" in summary
         init = None if complete else str(path / runs.BACKBONE)
         here = {"data_dir": cfg.data_dir or stored["data_dir"], "init": init, "device": cfg.device, "threads": cfg.threads}
-        here |= {"precision": "auto", "compile": "auto"}  # this machine may lack those of the run, and only pictures are made here
+        here |= {"precision": "fp32" if stored["precision"] == "fp32" else "auto"}  # this machine may lack bfloat16
+        here |= {"compile": stored["compile"] and "auto"}  # or a compiler
         parts = build.build(Config({**cfg, **stored, **here}))
         runs.check_data(path, parts.dataset.digest)
         if not complete:  # a run of an earlier version
