@@ -4,6 +4,7 @@ import gzip
 import io
 import lzma
 import zlib
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -45,10 +46,15 @@ def read_mini(data_dir: str | None) -> Arrays:
     """
     if data_dir is not None:
         raise ValueError(f"fashion_mini is in the package: leave data_dir out, got {data_dir}")
-    blob = resources.files("twoviews").joinpath("assets/fashion_mini.npz.xz").read_bytes()
-    with np.load(io.BytesIO(lzma.decompress(blob)), allow_pickle=False) as stored:
+    with np.load(io.BytesIO(_mini()), allow_pickle=False) as stored:
         arrays = [stored[name] for name in ("train_images", "train_labels", "test_images", "test_labels")]
     return _arrays(arrays, "Fashion-MNIST mini")
+
+
+@cache
+def _mini() -> bytes:
+    """Return the unpacked file, 11 MB. Unpacking takes half a second, so several runs of one process share it."""
+    return lzma.decompress(resources.files("twoviews").joinpath("assets/fashion_mini.npz.xz").read_bytes())
 
 
 def read_idx(path: Path) -> np.ndarray:
