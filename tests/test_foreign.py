@@ -98,7 +98,7 @@ def test_another_first_convolution_stays_random_and_the_line_says_so(tmp_path: P
     before = net.conv1.weight.clone()
     line = foreign.start_from(net, path)
     assert line == (
-        f"init={path}: 99 of 100 weights matched; conv1.weight stays random, because it is 64x3x7x7 there and 64x3x3x3 here; "
+        f"init={path}: 99 of 100 weights matched; conv1.weight keeps its initial values, because it is 64x3x7x7 there and 64x3x3x3 here; "
         "not used: fc.bias, fc.weight"
     )
     assert torch.equal(net.conv1.weight, before)

@@ -170,7 +170,7 @@ def load_into(backbone: nn.Module, path: Path) -> str:
     text += f", whose names begin with {fitting.prefix}" if fitting.prefix else ""
     if stem in fitting.shapes:
         there, here = ("x".join(map(str, shape)) for shape in fitting.shapes[stem])
-        text += f"; {stem} stays random, because it is {there} there and {here} here"
+        text += f"; {stem} keeps its initial values, because it is {there} there and {here} here"
     return text + (f"; not used: {_listed(fitting.unused)}" if fitting.unused else "")
 
 

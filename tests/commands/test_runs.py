@@ -8,6 +8,7 @@ import io
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from command_helpers import refused
 from twoviews import runs
 from twoviews.cli import main
 from twoviews.probes.protocols import protocol
-from twoviews.runs import formats
+from twoviews.runs import formats, tables
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -126,11 +127,20 @@ def test_runs_compare_as_csv_joins_different_origins_and_counts_runs(
     assert complete(capsys, tmp_path / "runs")[0]["commit"] == "c1"
 
 
-def add_run(runs_dir: Path, of: Path, name: str, accuracy: float, *, setting: tuple[str, str] = ("", ""), images: str = "") -> Path:
-    """Add a finished run: a copy of another with this accuracy, another setting, or other images."""
+def add_run(
+    runs_dir: Path,
+    of: Path,
+    name: str,
+    accuracy: float,
+    *,
+    setting: tuple[str, str] = ("", ""),
+    images: str = "",
+    row: dict[str, Any] | None = None,
+) -> Path:
+    """Add a finished run: a copy of another with this accuracy, and another setting, other images, or another row."""
     path = runs.create(runs_dir, name, (of / runs.CONFIG).read_text().replace(*setting))
     manifest, summary = runs.read_json(of, runs.MANIFEST), small.summary(of)
-    summary["evaluations"] = [{**row, "accuracy": accuracy} for row in summary["evaluations"]]
+    summary["evaluations"] = [{**row, "accuracy": accuracy} for row in summary["evaluations"]] + [row] * (row is not None)
     with runs.RunFolder(path) as folder:
         folder.write(runs.MANIFEST, manifest | ({"data_digest": images} if images else {}))
         folder.write(runs.SUMMARY, summary)
@@ -155,7 +165,7 @@ def markdown(capsys: pytest.CaptureFixture[str], view: str, runs_dir: Path) -> l
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 
-@pytest.mark.parametrize("view", ["list", "compare", "dkobak", "p3i0t"])
+@pytest.mark.parametrize("view", ["list", "compare", *tables.TABLES])
 def test_rows_of_a_recipe_say_in_which_settings_and_images_they_differ(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, two_seeds: Path, view: str
 ) -> None:
@@ -167,7 +177,17 @@ def test_rows_of_a_recipe_say_in_which_settings_and_images_they_differ(
     first, _ = runs.folders(tmp_path / "runs")
     own = re.search(r"^temperature: (.*)$", (first / runs.CONFIG).read_text(), flags=re.M)
     assert own is not None
-    add_run(tmp_path / "runs", first, "warm", 0.5, setting=(own[0], "temperature: 0.7"))
+    probe = {
+        "probe": "linear_sgd",
+        "of": "trained",
+        "split": "test",
+        "learning_rate": 0.1,
+        "optimizer": "sgd",
+        "floor": 0.0,
+        "weight_decay": 0.0,
+    }
+    probe |= {"momentum": 0.9, "epochs": 1, "accuracy": 0.5}  # p3i0t_settings has a second row for it
+    add_run(tmp_path / "runs", first, "warm", 0.5, setting=(own[0], "temperature: 0.7"), row=probe)
     assert differences() == [f"temperature={own[1]}", "temperature=0.7"]
     add_run(tmp_path / "runs", first, "other", 0.5, images="0123456789")
     images = f"images {runs.read_json(first, runs.MANIFEST)['data_digest'][:8]}"

@@ -30,6 +30,7 @@ LEAVE_OUT = (
     "method",
     "finished",
 )  # in this order
+COLUMNS = ("method", "backbone", "epochs", "batch_size")  # settings with a column in the tables of this file
 Found = tuple[Path, dict[str, Any], dict[str, Any]]  # a run folder, its summary, which is {} if it has not finished, and its configuration
 
 
@@ -47,20 +48,18 @@ def run(cfg: Config) -> int:
         wanted = [f"{key}={cfg[key]}" for key in FILTERS if cfg[key]]
         raise ValueError(f"runs_dir={folder}: holds no run{' with ' + ', '.join(wanted) if wanted else ''}: twoviews pretrain creates one")
     if cfg.view in tables.TABLES:
-        rows = _with_differences(tables.TABLES[cfg.view](finished), [group[0] for group in tables.groups(finished)])
-    elif cfg.view == "compare" and cfg.format == "csv":
-        rows = _complete(finished)
+        rows = tables.TABLES[cfg.view](finished)
     elif cfg.view == "compare":
-        rows = _with_differences(_compare(finished), [group[0] for group in tables.groups(finished)])
+        rows = _complete(finished) if cfg.format == "csv" else _compare(finished)
     else:
-        shown = _sorted(found if cfg.view == "list" else _best(found), cfg.sort)
-        rows = _with_differences([_row(path, summary) for path, summary, _ in shown], [(summary, config) for _, summary, config in shown])
+        rows = _list(_sorted(found if cfg.view == "list" else _best(found), cfg.sort))
     if not rows:
         raise ValueError(f"runs_dir={folder}: {len(found)} runs, none finished: to finish one: twoviews pretrain resume=<folder>")
     form = cfg.format if cfg.format != "auto" else "markdown" if cfg.view in tables.TABLES else "text"
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     writers = {"markdown": formats.markdown, "csv": formats.csv, "latex": formats.latex}
-    print(formats.text(rows, width, LEAVE_OUT) if form == "text" else writers[form](rows))
+    leave_out = sorted(LEAVE_OUT, key=lambda column: len({row.get(column) for row in rows}) > 1)  # first those that tell nothing apart
+    print(formats.text(rows, width, leave_out) if form == "text" else writers[form](rows))
     return 0
 
 
@@ -120,6 +119,13 @@ def _delete(path: Path, *, sure: bool) -> int:
     return 0
 
 
+def _list(found: list[Found]) -> list[Row]:
+    """Return a row for each run, with a column that says how those of one recipe differ, unless it would be empty."""
+    texts = tables.differences([(summary, config) for _, summary, config in found], COLUMNS)
+    extra = [{tables.DIFFERS: text} if any(texts) else {} for text in texts]
+    return [_row(path, summary) | differs for (path, summary, _), differs in zip(found, extra, strict=True)]
+
+
 def _best(found: list[Found]) -> list[Found]:
     """Return the run with the highest accuracy on each data set and split."""
     best: dict[tuple[str | None, ...], Found] = {}
@@ -134,7 +140,7 @@ def _best(found: list[Found]) -> list[Found]:
 def _compare(finished: list[tables.Run]) -> list[Row]:
     """Return one row per group of runs that differ only in the seed, as mean ± sample standard deviation."""
     rows = []
-    for pairs in tables.groups(finished):
+    for pairs, differs in tables.told_apart(finished, *COLUMNS):
         group = [summary for summary, _ in pairs]
         first = group[0]
         rows.append(
@@ -147,14 +153,9 @@ def _compare(finished: list[tables.Run]) -> list[Row]:
                 "training s": mean_std([s["train"]["seconds"] for s in group], 0),
                 "views/s": mean_std([s["train"]["views_per_s"] for s in group], 0),
             }
+            | differs
         )
     return rows
-
-
-def _with_differences(rows: list[Row], of: list[tables.Run]) -> list[Row]:
-    """Add a column that says how rows of one recipe differ, unless it would be empty. `of` has a run for each row."""
-    differences = tables.differences(of)
-    return [row | {"differs by": text} for row, text in zip(rows, differences, strict=True)] if any(differences) else rows
 
 
 def _complete(finished: list[tables.Run]) -> list[Row]:

@@ -9,7 +9,8 @@ from twoviews.config.schema import keys, show
 Row = dict[str, str]
 Run = tuple[dict[str, Any], dict[str, Any]]  # summary, configuration
 
-COLUMNS = ("seed", "recipe", "method", "dataset", "train_on", "backbone", "epochs", "batch_size")  # settings that the tables show
+SHOWN = ("seed", "recipe", "dataset", "train_on")  # settings with a column in every table
+DIFFERS = "differs by"  # the column for settings without one
 
 # What the README of p3i0t quotes from the SimCLR paper.
 IN_PAPER = {("simclr", "resnet50", "CIFAR-10", "1000"): "~93.5"}
@@ -40,11 +41,12 @@ def groups(found: Sequence[Run]) -> list[list[Run]]:
     return [list(group.values()) for group in out.values()]
 
 
-def differences(rows: Sequence[Run]) -> list[str]:
+def differences(rows: Sequence[Run], shown: Sequence[str]) -> list[str]:
     """Return what sets each of several runs apart from the others of its recipe.
 
     Args:
         rows: the runs; the summary of one that has not finished is {}.
+        shown: settings that have a column, besides `SHOWN`.
 
     Returns:
         for each run the settings that have no column and are not the same in all these runs, and the beginning of the images'
@@ -53,17 +55,29 @@ def differences(rows: Sequence[Run]) -> list[str]:
     out = []
     for summary, config in rows:
         alike = [other for other in rows if other[1].get("recipe") == config.get("recipe")]
-        names = [key for key in keys("science") if key not in COLUMNS and len({str(other.get(key)) for _, other in alike}) > 1]
+        names = [key for key in keys("science") if key not in (*SHOWN, *shown) and len({str(other.get(key)) for _, other in alike}) > 1]
         digests = {digest(other) for other, _ in alike if summary and other.get("dataset") == summary["dataset"]}
         images = [f"images {(digest(summary) or 'unknown')[:8]}"] if len(digests) > 1 else []
         out.append(", ".join([f"{key}={show(config.get(key))}" for key in names] + images))
     return out
 
 
+def told_apart(found: Sequence[Run], *shown: str) -> list[tuple[list[Run], Row]]:
+    """Return the groups of runs, each with a column that says how it differs from others of its recipe; {} if no row has any.
+
+    Args:
+        found: the runs, oldest first.
+        shown: see `differences`.
+    """
+    every = groups(found)
+    texts = differences([group[0] for group in every], shown)
+    return [(group, {DIFFERS: text} if any(texts) else {}) for group, text in zip(every, texts, strict=True)]
+
+
 def p3i0t(found: Sequence[Run]) -> list[Row]:
     """Return the results table of p3i0t/SimCLR-CIFAR10, with the probe of each run that is nearest to its own."""
     rows = []
-    for group in groups(found):
+    for group, differs in told_apart(found, "backbone", "epochs", "batch_size", "out_dim"):
         summary, config = group[0]
         name, accuracies = _nearest_probe(group)
         setting = (summary["method"], summary["backbone"], summary["dataset"].removesuffix(" (JPEG copy)"), epochs(summary))
@@ -80,6 +94,7 @@ def p3i0t(found: Sequence[Run]) -> list[Row]:
                 "Test Acc in Paper": IN_PAPER.get(setting, "-"),
             }
             | _shared_columns(group)
+            | differs
         )
     return rows
 
@@ -87,7 +102,7 @@ def p3i0t(found: Sequence[Run]) -> list[Row]:
 def p3i0t_settings(found: Sequence[Run]) -> list[Row]:
     """Return the settings table of p3i0t/SimCLR-CIFAR10: a row for the training, and one for each linear probe like its own."""
     rows = []
-    for group in groups(found):
+    for group, differs in told_apart(found):
         summary, config = group[0]
         scaled = "" if config["learning_rate"] is not None else f" ({config['base_learning_rate']:g} * batch_size / 256)"
         name = {"simclr": "SimCLR", "moco": "MoCo"}.get(summary["method"], summary["method"])
@@ -100,7 +115,7 @@ def p3i0t_settings(found: Sequence[Run]) -> list[Row]:
             "Momentum": f"{config['momentum']:g}",
             "Temperature": f"{config['temperature']:g}" if "temperature" in config else "-",
         }
-        rows.append(training | _shared_columns(group))
+        rows.append(training | _shared_columns(group) | differs)
         for row in summary["evaluations"]:
             if row["probe"] == "linear_sgd" and row["of"] == "trained":
                 linear = {
@@ -112,7 +127,7 @@ def p3i0t_settings(found: Sequence[Run]) -> list[Row]:
                     "Momentum": f"{row['momentum']:g}",
                     "Temperature": "-",
                 }
-                rows.append(linear | _shared_columns(group))
+                rows.append(linear | _shared_columns(group) | differs)
     return rows
 
 
@@ -133,7 +148,8 @@ def race(found: Sequence[Run]) -> list[Row]:
 
 def _dkobak(found: Sequence[Run], *columns: str) -> list[Row]:
     rows = []
-    for group in groups(found):
+    shown = [setting for column, setting in (("Backbone", "backbone"), ("Batch", "batch_size"), ("Epochs", "epochs")) if column in columns]
+    for group, differs in told_apart(found, *shown):
         summary, config = group[0]
         rate = config["base_learning_rate"] if config["learning_rate"] is None else config["learning_rate"]
         minutes = mean_std([s["train"]["seconds"] / 60 for s, _ in group])
@@ -141,7 +157,7 @@ def _dkobak(found: Sequence[Run], *columns: str) -> list[Row]:
         cells |= {"Sec/epoch": _seconds(group), "Time": f"{minutes} min"}
         cells |= {"Loss/batch": mean_std([s["train"]["loss"] for s, _ in group], 2)}
         cells |= {name: _mean_std_of(group, *fields) for name, fields in PROBES.items()}
-        rows.append({name: cells[name] for name in columns} | _shared_columns(group))
+        rows.append({name: cells[name] for name in columns} | _shared_columns(group) | differs)
     return rows
 
 
