@@ -89,7 +89,7 @@ def test_the_momentum_copy_follows_after_the_step_with_a_decay_that_rises_as_a_c
     method = contract.tiny(name, ema_decay=0.9, ema_decay_end=1.0)
     parts = [method.backbone, method.projector] + ([method.prototypes] if name == "dino" else [])
     target = getattr(method, copy_of)
-    for progress in (START, HALF, END):
+    for progress in (START, HALF / 2, HALF, END):
         before = copy.deepcopy(target)
         with torch.no_grad():
             for part in parts:
