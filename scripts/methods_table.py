@@ -63,7 +63,7 @@ class Runs:
     """
 
     def __init__(self, file: Path, folder: Path, data: str | None, *, small: bool) -> None:
-        self.file, self.folder, self.small = file, folder, small
+        self.file, self.folder, self.data, self.small = file, folder, data, small
         self.shared = ["dataset=fashion_mini", "backbone=thin16", "train_size=1000"] if small else [f"data_dir={data}"]
 
     def rows(self) -> list[Row]:
@@ -125,7 +125,7 @@ class Runs:
             "machine": manifest["machine"],
             "precision": manifest["precision"],
             "torch": manifest["versions"]["torch"],
-            "command": f"twoviews pretrain {' '.join(command)}",
+            "command": f"twoviews pretrain {' '.join(command)}".replace(f"data_dir={self.data}", "data_dir=data/cifar10-jpeg"),
         }
 
 

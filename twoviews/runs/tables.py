@@ -52,13 +52,19 @@ def differences(rows: Sequence[Run], shown: Sequence[str]) -> list[str]:
         for each run the settings that have no column and are not the same in all these runs, and the beginning of the images'
         checksum if images of one name differ.
     """
+    without = [key for key in keys("science") if key not in (*SHOWN, *shown)]
+    values: dict[tuple[Any, str], set[str]] = {}  # of each recipe and setting
+    digests: dict[tuple[Any, Any], set[str | None]] = {}  # of each recipe and data set
+    for summary, config in rows:
+        for key in without:
+            values.setdefault((config.get("recipe"), key), set()).add(str(config.get(key)))
+        digests.setdefault((config.get("recipe"), summary.get("dataset")), set()).add(digest(summary))
     out = []
     for summary, config in rows:
-        alike = [other for other in rows if other[1].get("recipe") == config.get("recipe")]
-        names = [key for key in keys("science") if key not in (*SHOWN, *shown) and len({str(other.get(key)) for _, other in alike}) > 1]
-        digests = {digest(other) for other, _ in alike if summary and other.get("dataset") == summary["dataset"]}
-        images = [f"images {(digest(summary) or 'unknown')[:8]}"] if len(digests) > 1 else []
-        out.append(", ".join([f"{key}={show(config.get(key))}" for key in names] + images))
+        recipe = config.get("recipe")
+        several = summary and len(digests[recipe, summary["dataset"]]) > 1
+        images = [f"images {(digest(summary) or 'unknown')[:8]}"] if several else []
+        out.append(", ".join([f"{key}={show(config.get(key))}" for key in without if len(values[recipe, key]) > 1] + images))
     return out
 
 
