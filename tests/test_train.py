@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -155,6 +156,27 @@ def test_checkpoints_are_at_least_so_many_seconds_apart_and_the_last_step_is_sav
     assert summary["probe_seconds"] > 0
     assert 0 <= summary["checkpoint_seconds"] < 1
     assert summary["compile_seconds"] <= summary["seconds"]
+
+
+def test_the_metrics_are_on_disk_before_a_checkpoint_that_counts_their_steps(
+    few: Path, tmp_path: Path, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[int, int]] = []  # inode and size
+    monkeypatch.setattr(train.runs.files.os, "fsync", lambda handle: flushed.append((os.fstat(handle).st_ino, os.fstat(handle).st_size)))
+    saved: list[int] = []
+
+    def save(folder: Path, state: dict[str, Any]) -> None:
+        found = (folder / runs.METRICS).stat()
+        assert flushed[-1] == (found.st_ino, found.st_size)
+        assert len(runs.read_metrics(folder)) == state["step"]
+        saved.append(state["step"])
+
+    monkeypatch.setattr(train.checkpoint, "save", save)
+    words = small.words(few, tmp_path, "checkpoint_every=0.2", "checkpoint_seconds=0", batch=small.FEW_BATCH)
+    cfg = config.load("pretrain", words)
+    with runs.RunFolder(runs.create(tmp_path, "run", "seed: 0\n")) as run:
+        train.fit(cfg, build.build(cfg), run)
+    assert saved == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.slow

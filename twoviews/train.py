@@ -233,6 +233,7 @@ def _save(cfg: Config, run: runs.RunFolder, parts: Parts, clock: Clock, done: in
         if keeping and run.writes:  # before the checkpoint: a run that is killed between the two repeats this step
             run.write(f"epoch-{done // parts.steps_per_epoch}.safetensors", backbone_bytes(cfg, parts, run.identity))
         if saving and run.writes:
+            run.flush_metrics()
             state = {"step": done, "run": run.identity, "clock": clock.state()}
             checkpoint.save(run.path, state | {"method": parts.method.state_dict(), "optimizer": parts.optimizer.state_dict()})
         if saving:

@@ -210,4 +210,11 @@ MUTANTS = [
         "if used or min(used) / FAR",
         "test_values_far_from_the_recipes_give_one_warning",
     ),
+    Mutant(
+        "a checkpoint is saved before the metrics are on disk",
+        "train.py",
+        "            run.flush_metrics()\n",
+        "",
+        "test_the_metrics_are_on_disk_before_a_checkpoint_that_counts_their_steps",
+    ),
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,14 @@ def test_lists_in_texts_stay_as_they_are(tmp_path: Path) -> None:
     with runs.RunFolder(path) as folder:
         folder.write("x.json", content)
     assert runs.read_json(path, "x.json") == content
+
+
+def test_a_failed_flush_of_the_metrics_names_the_file_and_the_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with runs.RunFolder(new_run(tmp_path)) as folder:
+        folder.log([{"step": 0, "loss": 1.0}])
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: .* MB free: '.*metrics\.jsonl'"):
+            folder.flush_metrics()

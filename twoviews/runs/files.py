@@ -29,7 +29,7 @@ def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise disk_error(error, path, sum(map(len, parts))) from None
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
 def disk_error(error: OSError, path: Path, size: int) -> OSError:
@@ -105,8 +105,9 @@ def remove_temporary(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file or a folder to disk: what was written to it stays after a power failure."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

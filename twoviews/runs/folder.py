@@ -18,7 +18,7 @@ import yaml
 
 from twoviews.config.schema import keys
 from twoviews.runs import metrics
-from twoviews.runs.files import checksum, disk_error, remove_temporary, verified, write_atomic
+from twoviews.runs.files import checksum, disk_error, remove_temporary, sync, verified, write_atomic
 from twoviews.runs.lock import lock
 from twoviews.runs.metrics import METRICS
 
@@ -90,6 +90,17 @@ class RunFolder:
             raise disk_error(error, self.path / METRICS, len(lines)) from None
         for listener in self.listeners:
             listener(rows)
+
+    def flush_metrics(self) -> None:
+        """Flush the metrics to disk, so that no checkpoint is newer than they are after a power failure.
+
+        Raises:
+            OSError: with the megabytes free if the disk is full, or that the folder no longer exists.
+        """
+        try:
+            sync(self.path / METRICS)
+        except OSError as error:
+            raise disk_error(error, self.path / METRICS, 0) from None
 
     def truncate_metrics(self, step: int) -> None:
         """Drop the rows of `step` and later, and an incomplete last line: a resumed run writes them again.
