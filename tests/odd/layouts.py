@@ -167,7 +167,7 @@ def a_flat_test_beside_classes_is_unlabelled(odd: Odd) -> None:
     path, printed = odd.trained()
     for out in (_printed(odd), printed):
         assert "photos: train/ with class folders, test/ without labels" in out
-        assert "7 images: they are trained on, without labels" in out
+        assert "7 images: they are trained on, without labels; methods that use labels leave them out" in out
         assert "made: test is a tenth of the images" in out
     assert "7 unlabelled images" in printed
     assert path.is_dir()

@@ -25,7 +25,8 @@ def describe(arrays: Arrays, made: str, val_rows: np.ndarray) -> tuple[str, ...]
     heading, *notes = arrays.description
     lines = [f"{name:<10} {_counts(labels, arrays.classes)}" for name, labels in splits.items() if len(labels)]
     if arrays.unlabelled_images is not None:
-        lines.append(f"unlabelled {len(arrays.unlabelled_images):>9,} images: they are trained on, without labels; methods that use labels leave them out")
+        number = f"{len(arrays.unlabelled_images):>9,} images"
+        lines.append(f"unlabelled {number}: they are trained on, without labels; methods that use labels leave them out")
     lines += [made] * bool(made) + _missing(arrays) + _val(arrays, val_rows) + notes + _equal(arrays)
     return (heading, *(f"  {line}" for line in lines))
 
