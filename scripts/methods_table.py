@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import inspect
 import itertools
 import json
 import re
@@ -153,9 +154,9 @@ def tuned(runs: Runs, recipe: str) -> dict[str, Any]:
 
     for rate in RATES:
         trial({"base_learning_rate": rate})
-    rate = best()
+    at_best_rate = best()
     for value in others:
-        trial({**rate, key: value})
+        trial({**at_best_rate, key: value})
     return best()
 
 
@@ -164,6 +165,14 @@ def step_ms(method: str) -> float:
     with (ROOT / "results/speed.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if (row["what"], row["way"], row["unit"]) == ("methods", method, "ms a step")]
     return float(rows[-1]["value"])
+
+
+def published(method: str) -> str:
+    """Return solo-learn's accuracy of a method in per cent: ResNet-18, 1000 epochs, a linear head trained along; "" if it has none."""
+    title = (inspect.getmodule(METHODS[method]).__doc__ or "").split(" (")[0]
+    with (ROOT / "results/published.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["source"] == "solo-learn, README"]
+    return next((row["value"] for row in rows if row["training"].split(",")[0] == title), "")
 
 
 def summarise(found: list[Row]) -> dict[str, Any]:
@@ -175,14 +184,15 @@ def summarise(found: list[Row]) -> dict[str, Any]:
         out[name] = round(mean(numbers), 2)
         out[f"{name}_std"] = round(stdev(numbers), 2) if len(numbers) > 1 else ""
     out["computed_s"] = round(int(found[0]["steps"]) * step_ms(found[0]["method"]) / 1000)
+    out["published"] = published(found[0]["method"])
     return out | {key: "; ".join(dict.fromkeys(row[key] for row in found)) for key in ORIGIN}
 
 
 def picture(rows: list[dict[str, Any]]) -> Figure:
-    """Draw the accuracies of each method, best kNN first, and its computed seconds of training."""
+    """Draw the accuracies of each method, best kNN first, those that are published, and its computed seconds of training."""
     rows = sorted(rows, key=lambda one: one["knn10"])
-    figure = Figure(figsize=(7.2, 0.9 + 0.29 * len(rows)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    figure = Figure(figsize=(8.4, 0.9 + 0.29 * len(rows)), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=(3, 1.5, 1))
     lines = range(len(rows))
     names = [one["method"] + " (uses labels)" * METHODS[one["method"]].uses_labels for one in rows]
     for name, title, colour, marker in (("knn10", "kNN, k = 10", "#0969da", "o"), ("linear", "linear probe", "#bc4c00", "s")):
@@ -191,9 +201,12 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
     left.set_yticks(lines, names)
     left.set_xlabel(f"test accuracy, % (mean and deviation of {min(one['runs'] for one in rows)} seeds)")
     left.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    known = [(float(one["published"]), line) for line, one in zip(lines, rows, strict=True) if one["published"]]
+    middle.plot([accuracy for accuracy, _ in known], [line for _, line in known], "D", color="#57606a", markersize=5)
+    middle.set_xlabel("published, %\n(ResNet-18, 1000 epochs)")
     right.barh(lines, [one["computed_s"] for one in rows], color="#8c959f", height=0.6)
     right.set_xlabel("training, s\n(computed)")
-    for axes in (left, right):
+    for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", color="#d0d7de", linewidth=0.6)
         axes.set_axisbelow(True)

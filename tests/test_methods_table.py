@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from twoviews import config
+from twoviews.methods import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +24,18 @@ def table() -> ModuleType:
 
 
 def row(method: str, knn: float, **more: Any) -> dict[str, Any]:
-    return {"method": method, "knn10": knn, "knn10_std": 0.3, "linear": knn + 2, "linear_std": "", "computed_s": 400, "runs": 3, **more}
+    accuracies = {"knn10": knn, "knn10_std": 0.3, "linear": knn + 2, "linear_std": "", "published": ""}
+    return {"method": method, "computed_s": 400, "runs": 3, **accuracies, **more}
 
 
 def test_the_picture_has_each_method_at_its_accuracy_the_best_above(table: ModuleType) -> None:
-    left, right = table.picture([row("moco", 60.0), row("supervised", 77.0), row("byol", 55.0, computed_s=500)]).axes
+    rows = [row("moco", 60.0, published="92.94"), row("supervised", 77.0), row("byol", 55.0, published="92.58", computed_s=500)]
+    left, middle, right = table.picture(rows).axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["byol", "moco", "supervised (uses labels)"]
     knn, linear = (container.lines[0].get_xdata().tolist() for container in left.containers)
     assert (knn, linear) == ([55.0, 60.0, 77.0], [57.0, 62.0, 79.0])
     assert [bar.get_width() for bar in right.patches] == [500, 400, 400]
+    assert [points.tolist() for points in middle.lines[0].get_data()] == [[92.58, 92.94], [0, 1]]
     assert "3 seeds" in left.get_xlabel()
 
 
@@ -81,6 +85,12 @@ def test_a_run_in_the_file_is_not_trained_again(table: ModuleType, trained: list
         ("tuning", "0.1", "0"),
     ]
     assert len(again.rows()) == 4
+
+
+def test_a_methods_published_accuracy_is_solo_learns(table: ModuleType) -> None:
+    found = {method: table.published(method) for method in METHODS}
+    assert [found[method] for method in ("simclr", "moco", "moco_v3", "wmse", "supcon")] == ["90.7", "92.94", "93.10", "88.67", "93.82"]
+    assert [method for method in found if not found[method]] == ["dcl", "supervised"]
 
 
 def test_a_method_has_means_and_deviations_over_its_seeds(table: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ HEADERS = {  # of the files of results/, and the columns that no row leaves empt
     f"{OF_RUNS},commit,machine,precision,torch,command": (*OF_RUNS.split(",")[:12], "runs", "seeds", *ORIGIN),
     "what,case,way,value,unit,low,high,machine,commit,torch,command,kind": ("what", "value", "unit", *ORIGIN, "kind"),
     "fault,mean,std,difference,noise,runs,seeds,commit,machine,precision,torch,command": ("fault", "mean", "runs", "seeds", *ORIGIN),
-    f"{TABLE},commit,machine,precision,torch,command": (*TABLE.split(","), *ORIGIN),
+    f"{TABLE},published,commit,machine,precision,torch,command": (*TABLE.split(","), *ORIGIN),
     f"{TABLE_RUNS},commit,machine,precision,torch,command": tuple(column for column in TABLE_RUNS.split(",") if column != "linear")
     + ORIGIN,
     "value,unit,network,training,evaluation,source,kind": ("value", "unit", "network", "training", "evaluation", "source", "kind"),
