@@ -147,6 +147,8 @@ def test_the_python_code_of_an_example_runs(page: Path, tmp_path: Path, monkeypa
                     assert main([word.replace("run=latest", "run=simclr-blood_cells-thin32") for word in words]) == 0
     if "classifier" in here:
         assert here["classifier"].score(here["cells"].test_images, here["cells"].test_labels) > 0.75
+    if page.stem == "export":
+        assert abs(here["h"] - here["expected"]).max() < 1e-4
     if page.stem == "own-images":
         assert len(list((tmp_path / "photos").glob("*/*.png"))) == 2000
         assert len(list((tmp_path / "photos").iterdir())) == 8
