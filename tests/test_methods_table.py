@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from scipy.stats import spearmanr
 
 from twoviews import config
 from twoviews.methods import METHODS
@@ -99,3 +101,26 @@ def test_a_method_has_means_and_deviations_over_its_seeds(table: ModuleType, mon
     found = table.summarise([{**shared, "knn10": knn, "seed": seed} for knn, seed in (("60.00", "0"), ("61.00", "1"), ("62.00", "2"))])
     assert (found["knn10"], found["knn10_std"], found["runs"], found["seeds"]) == (61.0, 1.0, 3, "0; 1; 2")
     assert (found["computed_s"], found["command"]) == (5, "twoviews pretrain")
+
+
+def test_the_page_has_the_rank_correlation_of_the_table(table: ModuleType) -> None:
+    with (table.ROOT / "results/methods_thin.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["published"] and not METHODS[row["method"]].uses_labels]
+    found = spearmanr([float(row["knn10"]) for row in rows], [float(row["published"]) for row in rows]).statistic
+    page = " ".join((table.ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
+    assert f"rank correlation (Spearman) of {found:.2f} with the published one, over the eleven methods" in page
+    assert len(rows) == 11
+
+
+def test_the_table_has_every_method_with_three_seeds(table: ModuleType) -> None:
+    with (table.ROOT / "results/methods_thin.csv").open(encoding="utf-8") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == METHODS.keys()
+    runs = table.Runs(table.ROOT / "results/methods_thin_runs.csv", table.ROOT, "cifar", small=False).rows()
+    for method, row in rows.items():
+        own = [run for run in runs if run["method"] == method]
+        assert row["seeds"] == "0; 1; 2"
+        assert sum(run["stage"] == "tuning" for run in own) == 5
+        knn = [float(run["knn10"]) for run in own if run["stage"] == "final" and run["changes"] == row["changes"]]
+        assert len(knn) == 3
+        assert float(row["knn10"]) == pytest.approx(sum(knn) / 3, abs=0.006)
