@@ -4,9 +4,9 @@
     python scripts/methods_table.py train --data data/cifar10-jpeg   # three seeds, with what was chosen
     python scripts/methods_table.py write --data data/cifar10-jpeg   # trains what is missing, then the table and its picture
 
-Every run is a row of results/methods_thin_runs.csv, and what is in this file is not trained again; an interrupted run goes on where it
-stopped. Each method has five trials of two epochs: three rates, then two other values of its key at the best rate. `train` trains seed 0
-of all methods, then seed 1, then seed 2. Each of these runs reads the test set once.
+Every run is a row of results/methods_thin_runs.csv, and what is in this file is not trained again: `--to <folder>` trains all runs
+anew. An interrupted run goes on where it stopped. Each method has five trials of two epochs: three rates, then two other values of its
+key at the best rate. `train` trains seed 0 of all methods, then seed 1, then seed 2. Each of these runs reads the test set once.
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ def summarise(found: list[Row]) -> dict[str, Any]:
     out |= {"runs": len(found), "seeds": "; ".join(row["seed"] for row in found)}
     for name in ("knn10", "linear", "rankme", "memory_gib"):
         numbers = [float(row[name]) for row in found]
-        out[name] = round(mean(numbers), 2)
-        out[f"{name}_std"] = round(stdev(numbers), 2) if len(numbers) > 1 else ""
+        out[name] = round(mean(numbers), 4)
+        out[f"{name}_std"] = round(stdev(numbers), 4) if len(numbers) > 1 else ""
     out["computed_s"] = round(int(found[0]["steps"]) * step_ms(found[0]["method"]) / 1000)
     out["published"] = published(found[0]["method"])
     return out | {key: "; ".join(dict.fromkeys(row[key] for row in found)) for key in ORIGIN}
