@@ -113,6 +113,7 @@ class Runs:
         )
         (folder,) = [path.parent for path in self.folder.glob(f"*-{name}/summary.json")]
         summary, manifest = (json.loads((folder / file).read_text()) for file in ("summary.json", "manifest.json"))
+        path = (f"data_dir={self.data}", f"data_dir=data/{Path(self.data or '').name}")  # no row has a path of this machine
         linear = accuracy(summary, probe="linear_precomp", solver="lbfgs") if run["stage"] == "final" else ""
         return {
             "method": summary["method"],
@@ -126,7 +127,7 @@ class Runs:
             "machine": manifest["machine"],
             "precision": manifest["precision"],
             "torch": manifest["versions"]["torch"],
-            "command": f"twoviews pretrain {' '.join(command)}".replace(f"data_dir={self.data}", "data_dir=data/cifar10-jpeg"),
+            "command": f"twoviews pretrain {' '.join(command)}".replace(*path),
         }
 
 
