@@ -27,7 +27,7 @@ def test_the_cells_are_twelve_thousand_colour_images_in_seven_megabytes() -> Non
     assert (ASSETS / "blood_cells.jpg").stat().st_size <= 7_000_000
     shares = [np.bincount(labels, minlength=8) / len(labels) for labels in (data.train_labels, data.test_labels)]
     assert np.abs(shares[0] - shares[1]).max() < 0.001  # stratified
-    with pytest.raises(ValueError, match="blood_cells is in the package: leave data_dir out"):
+    with pytest.raises(ValueError, match=r"leave data_dir out, .*; for images of your own add dataset=folder$"):
         cells.read("somewhere")
 
 

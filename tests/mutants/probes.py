@@ -71,6 +71,13 @@ MUTANTS = [
         "tried[best], rows=len(features), bar",
         "probes/test_linear.py",
     ),
+    Mutant(
+        "rows in which a feature is not 0 are drawn by chance",
+        "probes/linear.py",
+        "sums = (weights * squares).double().cumsum(0)",
+        "squares = torch.ones_like(weights)\n        sums = weights.double().cumsum(0)",
+        "probes/test_linear.py",
+    ),
     # probes trained by minibatches
     Mutant(
         "augmented probe changes BatchNorm",

@@ -111,7 +111,8 @@ def test_features_of_a_network_are_solved_within_1e5_in_few_evaluations(case: st
     problem = Problem(*bundled(case, every=5))
     solved = problem.solve(DECAYS)
     counts = {decay: evaluations.count(decay) for decay in DECAYS}
-    assert max(counts.values()) < (450 if "few rows" in case else 115), counts  # few rows: 359 by AMX's rounding, at most 330 elsewhere
+    # In six orders of the rows, with one and two threads: at most 131, and 353 with few rows.
+    assert max(counts.values()) < (400 if "few rows" in case else 140), counts
     best = best_objective(problem, 1e-4, solver="newton-cholesky", tol=1e-10)
     assert abs(excess(problem, solved[DECAYS.index(1e-4)], 1e-4, best)) < 1e-5
 
@@ -134,13 +135,13 @@ def test_the_objective_is_within_1e5_of_scikit_learns(case: str, decay: float) -
 
 @pytest.mark.slow
 def test_the_optimum_is_reached_in_any_order_of_the_rows() -> None:
-    """An iteration can gain little though many more would gain much: with a tolerance of 1e-7 one order in ten ended too early."""
+    """Iterations can gain little though many more would gain much: with rows drawn by p (1 - p) alone one order ended 2e-5 above it."""
     features, labels, classes = bundled("fashion h, few rows")
     best = best_objective(Problem(features, labels, classes), 1e-5, solver="newton-cholesky", tol=1e-10)
-    for seed in (7, 9, 11):
+    for seed in range(20):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
         problem = Problem(features[order], labels[order], classes)
-        assert excess(problem, problem.solve([1e-5])[0], 1e-5, best) < 3e-6
+        assert excess(problem, problem.solve([1e-5])[0], 1e-5, best) < 3e-6, seed
 
 
 @pytest.mark.long
@@ -183,12 +184,14 @@ def test_a_curvature_is_exact_on_its_diagonal_and_close_elsewhere() -> None:
     features[:, 0] = torch.where(torch.arange(3000) == 1234, 1.0, 0.0)
     problem = Problem(features, labels, 4)
     w = 0.5 * torch.randn(4, 31, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    w[:, 0] = 0.0  # or the only row would be certain, and count for nothing
     share = torch.softmax(problem.x @ w.T, 1)
     ours = problem._factors(w, 1e-3, problem.x)
     for one, p in zip(ours @ ours.mT, share.T, strict=True):
         exact = (problem.x * (p * (1 - p))[:, None]).T @ problem.x / 3000 + 1e-3 * torch.eye(31)
         torch.testing.assert_close(one.diagonal(), exact.diagonal(), rtol=1e-6, atol=0)
         assert (one - exact).norm() < 0.5 * (exact - exact.diagonal().diag()).norm()
+        torch.testing.assert_close(one[0] / one[0].norm(), exact[0] / exact[0].norm(), rtol=0, atol=0.05)  # the feature of one row
     assert module.ROWS_PER_AXIS * 31 < 3000, "the test is about a sample"
 
 

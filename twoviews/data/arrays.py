@@ -8,6 +8,8 @@ import numpy as np
 
 from twoviews.images.names import escaped
 
+OWN = "for images of your own add dataset=folder"  # ends a reader's error about a folder that holds something else
+
 
 @dataclass(frozen=True)
 class Arrays:

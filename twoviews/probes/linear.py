@@ -212,7 +212,7 @@ class Problem:
     def _factors(self, w: Tensor, decay: float, x: Tensor) -> Tensor:
         """Return Cholesky factors of each class's curvature at w, which is the mean of p (1 - p) x x^T over rows, plus the decay.
 
-        Its diagonal is exact. The rest is estimated from rows that are drawn by their p (1 - p): at weak decay few rows count.
+        Its diagonal is exact. The rest is estimated from some rows (see `_second_moments`).
 
         Returns:
             (classes, D + 1, D + 1) or, shared by all classes, (1, D + 1, D + 1); roots of the diagonal (classes, D + 1) if D is large.
@@ -222,11 +222,12 @@ class Problem:
         dims = x.shape[1] - 1
         if OWN_UP_TO < dims <= SHARED_UP_TO:
             weights = weights.mean(0, keepdim=True)
-        chunks = zip(torch.split(weights, 4096, 1), torch.split(x, 4096), strict=True)
+        chunks = list(zip(torch.split(weights, 4096, 1), torch.split(x, 4096), strict=True))
         diagonals = torch.stack([part @ some.square() for part, some in chunks]).sum(0) / len(x)
         if dims > SHARED_UP_TO:
             return (diagonals + decay).sqrt()
-        blocks = torch.stack([_second_moments(x, one, diagonal) for one, diagonal in zip(weights, diagonals, strict=True)])
+        squares = torch.cat([(diagonals + decay).reciprocal() @ some.square().T for _, some in chunks], 1)  # (classes, N)
+        blocks = torch.stack([_second_moments(x, *one) for one in zip(weights, diagonals, squares, strict=True)])
         added = torch.finfo(x.dtype).eps * diagonals.sum(1)[:, None]  # what float32 rounds may be as large as a weak decay
         factors: Tensor
         while True:
@@ -254,22 +255,27 @@ def _drawn(rows: int, dims: int) -> int:
     return min(rows, (ROWS_PER_AXIS if dims <= MANY_UP_TO else FEWER) * dims)
 
 
-def _second_moments(x: Tensor, weights: Tensor, diagonal: Tensor) -> Tensor:
+def _second_moments(x: Tensor, weights: Tensor, diagonal: Tensor, squares: Tensor) -> Tensor:
     """Return an estimate (D, D) of the mean of weight x x^T over rows, with no more on the diagonal than is there in truth.
+
+    Rows are drawn in proportion to weight x square, their share of the diagonal, at even steps and without random numbers.
+    So rows in which a rare feature is not 0 are preferred: without them its products with others are unknown, and L-BFGS
+    ends too early.
 
     Args:
         x: (N, D).
-        weights: (N,), >= 0; rows are drawn in proportion to them.
+        weights: (N,), >= 0.
         diagonal: (D,), the exact one.
+        squares: (N,), > 0: the squared length of each row, in which each feature counts relative to the diagonal.
     """
     drawn = _drawn(*x.shape)
     if drawn == len(x):
         moments = (x * weights[:, None]).T @ x / len(x)
     else:
-        sums = weights.double().cumsum(0)
+        sums = (weights * squares).double().cumsum(0)
         places = (torch.arange(drawn, dtype=sums.dtype, device=x.device) + 0.5) / drawn * sums[-1]
-        some = x[torch.searchsorted(sums, places).clamp(max=len(x) - 1)]
-        moments = some.T @ some * (sums[-1].item() / drawn / len(x))
+        at = torch.searchsorted(sums, places).clamp(max=len(x) - 1)
+        moments = (x[at] / squares[at, None]).T @ x[at] * (sums[-1].item() / drawn / len(x))
     # A feature whose few rows were drawn too often is scaled down. What one lacks is added to its diagonal by the caller.
     too_much = (diagonal / moments.diagonal().clamp(min=1e-30)).clamp(max=1).sqrt()
     return too_much[:, None] * moments * too_much
