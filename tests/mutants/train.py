@@ -3,7 +3,7 @@
 from mutants.mutant import Mutant
 
 N1 = "test_n1_a_value_that_is_not_finite_stops_the_run_keeps_the_last_good_weights_and_can_be_replayed"
-R1 = "test_r1_a_run_stopped_after_any_step_continues_bit_for_bit[simclr]"
+R1 = "test_r1_other_batches_losses_and_optimisers_continue_bit_for_bit_too"  # at fixed steps, after the warm-up too
 
 MUTANTS = [
     Mutant("gradients pile up", "train.py", "optimizer.zero_grad(set_to_none=True)", "pass", "test_r5_losses_are_the_stored_ones[simclr]"),
