@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import re
 import tarfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 import twoviews
 from twoviews.data import cells
+from twoviews.data.arrays import OWN_IMAGES
 
 ROOT = Path(__file__).parents[2]
 ASSETS = Path(twoviews.__file__).parent / "assets"
@@ -27,7 +29,7 @@ def test_the_cells_are_twelve_thousand_colour_images_in_seven_megabytes() -> Non
     assert (ASSETS / "blood_cells.jpg").stat().st_size <= 7_000_000
     shares = [np.bincount(labels, minlength=8) / len(labels) for labels in (data.train_labels, data.test_labels)]
     assert np.abs(shares[0] - shares[1]).max() < 0.001  # stratified
-    with pytest.raises(ValueError, match=r"leave data_dir out, .*; for images of your own add dataset=folder$"):
+    with pytest.raises(ValueError, match=rf"leave data_dir out, .*; {re.escape(OWN_IMAGES)}$"):
         cells.read("somewhere")
 
 

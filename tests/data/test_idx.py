@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -13,6 +14,7 @@ from tiny import arrays, idx_bytes, mini, write_idx
 
 import twoviews
 from twoviews.data import dataset, idx
+from twoviews.data.arrays import OWN_IMAGES
 
 ASSETS = Path(twoviews.__file__).parent / "assets"
 
@@ -27,7 +29,7 @@ def test_the_bundled_data_are_balanced_small_and_licensed() -> None:
     licence = (ASSETS / "fashion_mini.LICENSE").read_text()
     for part in ("MIT", "Zalando", "Permission is hereby granted, free of charge", 'THE SOFTWARE IS PROVIDED "AS IS"', "github.com"):
         assert part in licence, part
-    with pytest.raises(ValueError, match=r"leave data_dir out, .*; for images of your own add dataset=folder$"):
+    with pytest.raises(ValueError, match=rf"leave data_dir out, .*; {re.escape(OWN_IMAGES)}$"):
         idx.read_mini("somewhere")
 
 
@@ -94,7 +96,9 @@ def test_d3_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path, mo
 def test_d3_a_missing_or_swapped_idx_file_is_named(tmp_path: Path) -> None:
     write_idx(tmp_path, arrays())
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(ValueError, match=r"no t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte\.gz in .*data_dir=.*dataset=folder$"):
+    with pytest.raises(
+        ValueError, match=rf"no t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte\.gz in .*data_dir=.*; {re.escape(OWN_IMAGES)}$"
+    ):
         idx.read(str(tmp_path))
     shutil.copy(tmp_path / "train-labels-idx1-ubyte", tmp_path / "t10k-labels-idx1-ubyte")
     with pytest.raises(ValueError, match="test labels: expected 100 integers"):

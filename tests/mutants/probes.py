@@ -74,8 +74,8 @@ MUTANTS = [
     Mutant(
         "rows in which a feature is not 0 are drawn by chance",
         "probes/linear.py",
-        "sums = (weights * squares).double().cumsum(0)",
-        "squares = torch.ones_like(weights)\n        sums = weights.double().cumsum(0)",
+        "sums = (weights * leverages).double().cumsum(0)",
+        "leverages = torch.ones_like(weights)\n        sums = weights.double().cumsum(0)",
         "probes/test_linear.py",
     ),
     # probes trained by minibatches

@@ -8,7 +8,8 @@ import numpy as np
 
 from twoviews.images.names import escaped
 
-OWN = "for images of your own add dataset=folder"  # ends a reader's error about a folder that holds something else
+# Ends a reader's error about a folder that holds something else.
+OWN_IMAGES = "for images of your own give dataset=folder (evaluate: transfer=folder)"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from importlib import resources
 import numpy as np
 from PIL import Image
 
-from twoviews.data.arrays import OWN, Arrays
+from twoviews.data.arrays import OWN_IMAGES, Arrays
 
 SIDE, COLUMNS = 32, 120  # pixels of an image; images side by side in the stored picture
 
@@ -23,7 +23,7 @@ def read(data_dir: str | None) -> Arrays:
         ValueError: if `data_dir` is not None.
     """
     if data_dir is not None:
-        raise ValueError(f"blood_cells is in the package: leave data_dir out, got {data_dir}; {OWN}")
+        raise ValueError(f"blood_cells is in the package: leave data_dir out, got {data_dir}; {OWN_IMAGES}")
     with resources.files("twoviews").joinpath("assets/blood_cells.jpg").open("rb") as file, Image.open(file) as picture:
         pixels, note = np.asarray(picture), json.loads(picture.info["comment"])
     tiles = pixels.reshape(-1, SIDE, COLUMNS, SIDE, 3).transpose(0, 2, 4, 1, 3)  # (row, column, C, H, W)

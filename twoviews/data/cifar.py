@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from twoviews.data import download, pickles
-from twoviews.data.arrays import OWN, Arrays
+from twoviews.data.arrays import OWN_IMAGES, Arrays
 from twoviews.data.folder import read_tree
 from twoviews.runs.files import cache_file
 
@@ -138,11 +138,11 @@ def _read(source: Source, data_dir: str | None) -> Arrays:
         try:
             return _from_tree(source, root)
         except ValueError as error:
-            raise ValueError(f"{error}; {OWN}") from None
+            raise ValueError(f"{error}; {OWN_IMAGES}") from None
     problem = "no such file or folder" if not root.exists() else "none of them"
     raise ValueError(
         f"{source.key}: data_dir={root}: expected {source.archive}, its folder {source.folder}, "
-        f"or an image tree with train/<class>/* and test/<class>/*, got {problem}; leave data_dir out to download it; {OWN}"
+        f"or an image tree with train/<class>/* and test/<class>/*, got {problem}; leave data_dir out to download it; {OWN_IMAGES}"
     )
 
 

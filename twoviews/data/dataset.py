@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from twoviews.data import READERS, folder
-from twoviews.data.arrays import Arrays
+from twoviews.data.arrays import OWN_IMAGES, Arrays
 from twoviews.data.describe import describe
 from twoviews.data.folder import Options
 from twoviews.images.channels import change_channels
@@ -112,7 +112,7 @@ def load(name: str, data_dir: str | None, train_size: int | None = None, *, opti
         value = getattr(options or Options(), key.name)
         if value != key.default:
             reason = f"the images of {name} have a fixed size" if key.name == "image_size" else f"{name} does not use it"
-            raise ValueError(f"{key.name}={value}: {reason}: leave it out, or use dataset=folder")
+            raise ValueError(f"{key.name}={value}: {reason}: leave it out; {OWN_IMAGES}")
     return prepare(READERS[name](data_dir), train_size)
 
 

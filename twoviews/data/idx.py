@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from twoviews.data.arrays import OWN, Arrays
+from twoviews.data.arrays import OWN_IMAGES, Arrays
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
@@ -45,7 +45,7 @@ def read_mini(data_dir: str | None) -> Arrays:
         ValueError: if `data_dir` is not None.
     """
     if data_dir is not None:
-        raise ValueError(f"fashion_mini is in the package: leave data_dir out, got {data_dir}; {OWN}")
+        raise ValueError(f"fashion_mini is in the package: leave data_dir out, got {data_dir}; {OWN_IMAGES}")
     with np.load(io.BytesIO(_mini()), allow_pickle=False) as stored:
         arrays = [stored[name] for name in ("train_images", "train_labels", "test_images", "test_labels")]
     return _arrays(arrays, "Fashion-MNIST mini")
@@ -88,7 +88,7 @@ def _find(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
-    raise ValueError(f"fashion_mnist: no {name} or {name}.gz in {folder}: give data_dir=<folder with the four IDX files>; {OWN}")
+    raise ValueError(f"fashion_mnist: no {name} or {name}.gz in {folder}: give data_dir=<folder with the four IDX files>; {OWN_IMAGES}")
 
 
 def _download() -> Path:

@@ -226,8 +226,8 @@ class Problem:
         diagonals = torch.stack([part @ some.square() for part, some in chunks]).sum(0) / len(x)
         if dims > SHARED_UP_TO:
             return (diagonals + decay).sqrt()
-        squares = torch.cat([(diagonals + decay).reciprocal() @ some.square().T for _, some in chunks], 1)  # (classes, N)
-        blocks = torch.stack([_second_moments(x, *one) for one in zip(weights, diagonals, squares, strict=True)])
+        leverages = torch.cat([(diagonals + decay).reciprocal() @ some.square().T for _, some in chunks], 1)  # (classes, N)
+        blocks = torch.stack([_second_moments(x, *one) for one in zip(weights, diagonals, leverages, strict=True)])
         added = torch.finfo(x.dtype).eps * diagonals.sum(1)[:, None]  # what float32 rounds may be as large as a weak decay
         factors: Tensor
         while True:
@@ -255,10 +255,10 @@ def _drawn(rows: int, dims: int) -> int:
     return min(rows, (ROWS_PER_AXIS if dims <= MANY_UP_TO else FEWER) * dims)
 
 
-def _second_moments(x: Tensor, weights: Tensor, diagonal: Tensor, squares: Tensor) -> Tensor:
+def _second_moments(x: Tensor, weights: Tensor, diagonal: Tensor, leverages: Tensor) -> Tensor:
     """Return an estimate (D, D) of the mean of weight x x^T over rows, with no more on the diagonal than is there in truth.
 
-    Rows are drawn in proportion to weight x square, their share of the diagonal, at even steps and without random numbers.
+    Rows are drawn in proportion to weight x leverage, their share of the diagonal, at even steps and without random numbers.
     So rows in which a rare feature is not 0 are preferred: without them its products with others are unknown, and L-BFGS
     ends too early.
 
@@ -266,16 +266,17 @@ def _second_moments(x: Tensor, weights: Tensor, diagonal: Tensor, squares: Tenso
         x: (N, D).
         weights: (N,), >= 0.
         diagonal: (D,), the exact one.
-        squares: (N,), > 0: the squared length of each row, in which each feature counts relative to the diagonal.
+        leverages: (N,), > 0: x^T (diagonal + decay)^-1 x of each row, which is its leverage for features without correlation.
     """
     drawn = _drawn(*x.shape)
     if drawn == len(x):
         moments = (x * weights[:, None]).T @ x / len(x)
     else:
-        sums = (weights * squares).double().cumsum(0)
+        sums = (weights * leverages).double().cumsum(0)
         places = (torch.arange(drawn, dtype=sums.dtype, device=x.device) + 0.5) / drawn * sums[-1]
         at = torch.searchsorted(sums, places).clamp(max=len(x) - 1)
-        moments = (x[at] / squares[at, None]).T @ x[at] * (sums[-1].item() / drawn / len(x))
+        some = x[at]
+        moments = (some / leverages[at, None]).T @ some * (sums[-1].item() / drawn / len(x))
     # A feature whose few rows were drawn too often is scaled down. What one lacks is added to its diagonal by the caller.
     too_much = (diagonal / moments.diagonal().clamp(min=1e-30)).clamp(max=1).sqrt()
     return too_much[:, None] * moments * too_much
